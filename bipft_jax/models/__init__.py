@@ -1,0 +1,1 @@
+"""One BERT encoder, driven by recipes."""

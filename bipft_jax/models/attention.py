@@ -1,0 +1,102 @@
+"""Binary self-attention with low-rank estimators of the binarisation residual polynomials.
+
+Dimension letters: B batch, S queries, T keys, h heads, d head width, r estimator rank.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bipft_jax.models.layers import BinaryDense, dense_initializer, learned_scale
+from bipft_jax.models.recipes import BertConfig
+from bipft_jax.quantization.binary_dot import binary_dot_general
+from bipft_jax.quantization.quantizers import quantize
+
+
+class SelfAttention(nn.Module):
+    """Context of every position: softmax(q k^T / sqrt(d) + mask) v, quantised as the recipe says.
+
+    With estimators (BiPFT-B), Q = Qb + dQ and K = Kb + dK give the scores the residual
+    Qb dK^T + dQ Kb^T + dQ dK^T, modelled by four rank-r full-precision maps of the layer's input
+    and shared by all heads, and V's residual by one rank-1 map shared by heads and channels
+    (SPEC 2.2, steps 2 to 6).
+    """
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x_BxSxH: jax.Array, mask_BxT: jax.Array, deterministic: bool):
+        """x: [B, S, H]; mask: [B, S], 1 at real tokens -> context [B, S, H]."""
+        config, recipe = self.config, self.config.recipe
+        dtype = jnp.dtype(config.dtype)
+        batch, length, _ = x_BxSxH.shape
+        head_width = config.hidden // config.heads
+
+        def projection(name: str) -> jax.Array:
+            dense = BinaryDense(
+                config.hidden,
+                recipe.weight,
+                recipe.linear_input,
+                config.compute,
+                config.initializer_range,
+                dtype,
+                name=name,
+            )
+            y = dense(x_BxSxH).reshape(batch, length, config.heads, head_width)
+            return y.transpose(0, 2, 1, 3)
+
+        q_BxhxSxd, k_BxhxTxd, v_BxhxTxd = map(projection, ("query", "key", "value"))
+        quantizer = recipe.query_key_value
+        scores_BxhxSxT = binary_dot_general(
+            q_BxhxSxd,
+            k_BxhxTxd,
+            (((3,), (3,)), ((0, 1), (0, 1))),
+            lhs_quantizer=quantizer,
+            rhs_quantizer=quantizer,
+            lhs_scale=learned_scale(self, "query_scale", quantizer, q_BxhxSxd),
+            rhs_scale=learned_scale(self, "key_scale", quantizer, k_BxhxTxd),
+            compute=config.compute,
+        )
+
+        def estimator(name: str, rank: int) -> jax.Array:
+            dense = nn.Dense(
+                rank,
+                dtype=dtype,
+                kernel_init=dense_initializer(config.initializer_range),
+                name=f"{name}_estimator",
+            )
+            return dense(x_BxSxH)
+
+        if recipe.estimator_rank:
+            rank = recipe.estimator_rank
+            dq, dk = estimator("query_residual", rank), estimator("key_residual", rank)
+            q, k = estimator("query", rank), estimator("key", rank)
+            residual_BxSxT = (q + dq) @ dk.swapaxes(1, 2) + dq @ k.swapaxes(1, 2)
+            scores_BxhxSxT = scores_BxhxSxT + residual_BxSxT[:, None]
+
+        scores_BxhxSxT = scores_BxhxSxT / jnp.asarray(head_width**0.5, dtype)
+        masked = jnp.asarray(jnp.finfo(dtype).min, dtype)
+        bias_BxT = (1 - mask_BxT).astype(dtype) * masked
+        probs_BxhxSxT = nn.softmax(scores_BxhxSxT + bias_BxT[:, None, None, :])
+        probs_BxhxSxT = nn.Dropout(config.dropout)(probs_BxhxSxT, deterministic=deterministic)
+
+        prob_scale = learned_scale(self, "probs_scale", recipe.attention_probs, probs_BxhxSxT)
+        context_BxhxSxd = binary_dot_general(
+            probs_BxhxSxT,
+            v_BxhxTxd,
+            (((3,), (2,)), ((0, 1), (0, 1))),
+            lhs_quantizer=recipe.attention_probs,
+            rhs_quantizer=quantizer,
+            lhs_scale=prob_scale,
+            rhs_scale=learned_scale(self, "value_scale", quantizer, v_BxhxTxd),
+            compute=config.compute,
+        )
+        if recipe.estimator_rank:
+            dv_BxTx1 = estimator("value_residual", 1)
+            quantised = quantize(probs_BxhxSxT, prob_scale, recipe.attention_probs)
+            context_BxhxSxd = context_BxhxSxd + jnp.einsum(
+                "bhst,btu->bhsu", quantised, dv_BxTx1
+            )
+        return context_BxhxSxd.transpose(0, 2, 1, 3).reshape(batch, length, config.hidden)

@@ -1,0 +1,220 @@
+"""The encoder and the models with heads: pretraining (MLM + NSP) and sequence classification."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bipft_jax.errors import unknown_name
+from bipft_jax.models.attention import SelfAttention
+from bipft_jax.models.layers import BinaryDense, BinaryEmbed, dense_initializer, layer_norm
+from bipft_jax.models.recipes import BertConfig
+
+ACTIVATIONS = {"gelu": functools.partial(nn.gelu, approximate=False), "relu": nn.relu}
+
+# What a layer keeps for its backward pass. "none": everything autodiff asks for (fastest);
+# "dots": only results of matrix products without batch dimensions; "full": only the layer's
+# input, everything else is computed again (least memory).
+REMAT_POLICIES: dict[str, Any] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class PretrainingOutput(NamedTuple):
+    """What `BertForPreTraining` returns.
+
+    mlm_logits: [B, P, vocab]; nsp_logits: [B, 2]; hidden_states: [layers + 1, B, S, H], the
+    embedding output first; pooled: [B, H].
+    """
+
+    mlm_logits: jax.Array
+    nsp_logits: jax.Array
+    hidden_states: jax.Array
+    pooled: jax.Array
+
+
+def _binary_dense(config: BertConfig, features: int, input_quantizer, name: str) -> BinaryDense:
+    return BinaryDense(
+        features,
+        config.recipe.weight,
+        input_quantizer,
+        config.compute,
+        config.initializer_range,
+        jnp.dtype(config.dtype),
+        name=name,
+    )
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each followed by dropout, residual and LayerNorm."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool):
+        """x: [B, S, H], mask: [B, S] -> (y, y), y [B, S, H]: carry and output of a scan."""
+        config, recipe = self.config, self.config.recipe
+        dropout = nn.Dropout(config.dropout, deterministic=deterministic)
+
+        context = SelfAttention(config, name="attention")(x, mask, deterministic)
+        context = _binary_dense(config, config.hidden, recipe.linear_input, "attention_output")(
+            context
+        )
+        y = layer_norm(config, "attention_norm")(dropout(context) + x)
+
+        inner = _binary_dense(config, config.intermediate, recipe.linear_input, "ffn_input")(y)
+        inner = ACTIVATIONS[recipe.ffn_activation](inner)
+        inner = _binary_dense(config, config.hidden, recipe.ffn_output_input, "ffn_output")(inner)
+        y = layer_norm(config, "ffn_norm")(dropout(inner) + y)
+        return y, y
+
+
+class Encoder(nn.Module):
+    """All layers; their parameters are stacked along a leading [layers] axis."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool):
+        """x: [B, S, H] -> (after the last layer [B, S, H], after each layer [layers, B, S, H])."""
+        config = self.config
+        if config.remat not in REMAT_POLICIES:
+            raise unknown_name("remat policy", config.remat, REMAT_POLICIES)
+        layer = EncoderLayer
+        if config.remat != "none":
+            layer = nn.remat(
+                layer,
+                policy=REMAT_POLICIES[config.remat],
+                static_argnums=(3,),  # deterministic; 0 is the module itself
+                prevent_cse=not config.scan_layers,
+            )
+        scanned = nn.scan(
+            layer,
+            variable_axes={"params": 0, "calibration": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=config.layers,
+            unroll=1 if config.scan_layers else config.layers,
+        )
+        return scanned(config, name="layers")(x, mask, deterministic)
+
+
+class Bert(nn.Module):
+    """Embeddings, encoder and pooler."""
+
+    config: BertConfig
+
+    def setup(self):
+        """Declares the parameters; `words` is also the MLM decoder's."""
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        table = functools.partial(
+            nn.Embed,
+            features=config.hidden,
+            dtype=dtype,
+            embedding_init=dense_initializer(config.initializer_range),
+        )
+        self.words = BinaryEmbed(
+            config.vocab_size,
+            config.hidden,
+            config.recipe.embedding,
+            config.initializer_range,
+            dtype,
+        )
+        self.positions = table(config.max_positions)
+        self.segments = table(config.segment_types)
+        self.norm = layer_norm(config, None)
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = Encoder(config)
+        self.pooler = _binary_dense(config, config.hidden, config.recipe.linear_input, None)
+        if config.recipe.pooler == "layernorm_residual":
+            self.pooler_norm = layer_norm(config, None)
+
+    def __call__(self, input_ids, token_type_ids, attention_mask, deterministic: bool):
+        """int [B, S] each; attention_mask 1 at real tokens.
+
+        Returns: (after the last layer [B, S, H], all hidden states [layers + 1, B, S, H] with the
+          embedding output first, pooled [B, H]).
+
+        Raises: ValueError if S exceeds the configuration's max_positions.
+        """
+        length = input_ids.shape[1]
+        if length > self.config.max_positions:
+            raise ValueError(
+                f"a sequence of {length} tokens, but the model has positions for "
+                f"{self.config.max_positions}"
+            )
+        x = self.words(input_ids) + self.positions(jnp.arange(length))[None]
+        x = self.norm(x + self.segments(token_type_ids))
+        x = self.dropout(x, deterministic=deterministic)
+        last, after_layers = self.encoder(x, attention_mask, deterministic)
+
+        first = last[:, 0]
+        pooled = self.pooler(first)
+        if self.config.recipe.pooler == "layernorm_residual":
+            pooled = self.pooler_norm(pooled) + first
+        return last, jnp.concatenate([x[None], after_layers]), jnp.tanh(pooled)
+
+    def decode(self, x: jax.Array) -> jax.Array:
+        """[..., H] -> [..., vocab]."""
+        return self.words.attend(x)
+
+
+class BertForPreTraining(nn.Module):
+    """BERT with the MLM head (on gathered positions) and the NSP head; both full precision."""
+
+    config: BertConfig
+
+    @nn.compact
+    def __call__(
+        self, input_ids, token_type_ids, attention_mask, mlm_positions, deterministic: bool = True
+    ) -> PretrainingOutput:
+        """input_ids, token_type_ids, attention_mask: int [B, S]; mlm_positions: int [B, P]."""
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        bert = Bert(config, name="bert")
+        last, hidden_states, pooled = bert(
+            input_ids, token_type_ids, attention_mask, deterministic
+        )
+
+        dense = functools.partial(
+            nn.Dense, dtype=dtype, kernel_init=dense_initializer(config.initializer_range)
+        )
+        x = jnp.take_along_axis(last, mlm_positions[..., None], axis=1)
+        x = dense(config.hidden, name="mlm_dense")(x)
+        x = layer_norm(config, "mlm_norm")(ACTIVATIONS[config.recipe.mlm_activation](x))
+        bias = self.param("mlm_bias", nn.initializers.zeros, (config.vocab_size,))
+        mlm_logits = bert.decode(x) + bias.astype(dtype)
+        nsp_logits = dense(2, name="nsp")(pooled)
+        return PretrainingOutput(mlm_logits, nsp_logits, hidden_states, pooled)
+
+
+class BertForSequenceClassification(nn.Module):
+    """BERT with a full-precision linear classifier on the pooled first token (SPEC 2.7).
+
+    classes: number of logits; 1 for regression.
+    """
+
+    config: BertConfig
+    classes: int
+
+    @nn.compact
+    def __call__(self, input_ids, token_type_ids, attention_mask, deterministic: bool = True):
+        """int [B, S] each -> logits [B, classes]."""
+        config = self.config
+        _, _, pooled = Bert(config, name="bert")(
+            input_ids, token_type_ids, attention_mask, deterministic
+        )
+        pooled = nn.Dropout(config.dropout)(pooled, deterministic=deterministic)
+        return nn.Dense(
+            self.classes,
+            dtype=jnp.dtype(config.dtype),
+            kernel_init=dense_initializer(config.initializer_range),
+            name="classifier",
+        )(pooled)

@@ -1,0 +1,128 @@
+"""Layers that quantise their operands: `BinaryDense`, `BinaryEmbed`, and learned scales.
+
+With `None` for a quantizer each is the ordinary full-precision layer.
+
+Learned scales are born NaN ("not yet initialised") and get their value from data: applied with
+`mutable=["calibration"]`, a module replaces each NaN scale by its quantizer's `initial_scale` of
+the tensor that enters it, uses it, and reports it in the "calibration" collection
+(`training/state.py` writes it into the parameters). A scale that is not NaN is never touched, so
+a forgotten calibration shows at once, and inherited scales stay as they are (SPEC 1.4).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from bipft_jax.quantization import quantizers
+from bipft_jax.quantization.binary_dot import binary_dot_general
+from bipft_jax.quantization.quantizers import Quantizer
+
+SCALE_SUFFIX = "_scale"  # every learned scale's parameter name ends so, and no other does
+
+
+def _uninitialised(key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+    return jnp.full(shape, jnp.nan, jnp.float32)
+
+
+def learned_scale(module: nn.Module, name: str, quantizer: Quantizer | None, x: jax.Array):
+    """The scalar scale `name` of `module` for quantising x; None if the quantizer learns none."""
+    if quantizer is None or not quantizer.learned_scale:
+        return None
+    scale = module.param(name, _uninitialised)
+    if module.is_mutable_collection("calibration"):
+        scale = jnp.where(jnp.isnan(scale), quantizer.initial_scale(x).astype(scale.dtype), scale)
+        module.variable("calibration", name, lambda: scale).value = scale
+    return scale
+
+
+def dense_initializer(initializer_range: float) -> nn.initializers.Initializer:
+    """N(0, initializer_range), BERT's initialisation of every kernel."""
+    return nn.initializers.normal(initializer_range)
+
+
+class BinaryDense(nn.Module):
+    """y = Q(x + shift) @ B(kernel) + bias (SPEC 1.5).
+
+    Parameters: kernel float32 [in, features], bias [features]; with an input quantizer also
+    input_shift [in] (added before quantising, starts at 0) and input_scale [].
+    """
+
+    features: int
+    weight_quantizer: Quantizer | None
+    input_quantizer: Quantizer | None
+    compute: str
+    initializer_range: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., in] -> [..., features], in `dtype`."""
+        width = x.shape[-1]
+        kernel = self.param(
+            "kernel", dense_initializer(self.initializer_range), (width, self.features)
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = x.astype(self.dtype)
+        if self.input_quantizer is not None:
+            shift = self.param("input_shift", nn.initializers.zeros, (width,))
+            x = x + shift.astype(self.dtype)
+        product = binary_dot_general(
+            x,
+            kernel.astype(self.dtype) if self.weight_quantizer is None else kernel,
+            (((x.ndim - 1,), (0,)), ((), ())),
+            lhs_quantizer=self.input_quantizer,
+            rhs_quantizer=self.weight_quantizer,
+            lhs_scale=learned_scale(self, "input_scale", self.input_quantizer, x),
+            compute=self.compute,
+        )
+        return product + bias.astype(self.dtype)
+
+
+class BinaryEmbed(nn.Module):
+    """Word embedding, its rows binarised as they are looked up (SPEC 1.6).
+
+    Lookups of id 0 (padding) send no gradient to row 0. Parameter: embedding [vocab, features].
+    """
+
+    vocab_size: int
+    features: int
+    quantizer: quantizers.MeanBinarizer | None
+    initializer_range: float
+    dtype: Any
+
+    def setup(self):
+        """Row 0, padding, starts at zero (SPEC 2.4)."""
+
+        def initializer(key, shape):
+            table = dense_initializer(self.initializer_range)(key, shape)
+            return table.at[0].set(0.0)
+
+        self.embedding = self.param("embedding", initializer, (self.vocab_size, self.features))
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """ids: int [...] -> [..., features]."""
+        rows = self.embedding[ids]
+        rows = jnp.where((ids == 0)[..., None], jax.lax.stop_gradient(rows), rows)
+        if self.quantizer is not None:
+            flat = rows.reshape(-1, self.features)
+            center = jnp.mean(jax.lax.stop_gradient(self.embedding))
+            rows = quantizers.binarize_rows(flat, center).reshape(rows.shape)
+        return rows.astype(self.dtype)
+
+    def attend(self, x: jax.Array) -> jax.Array:
+        """x: [..., features] -> [..., vocab]: products with the *latent* embedding (SPEC 2.2)."""
+        return x @ self.embedding.astype(self.dtype).T
+
+
+def layer_norm(config, name: str) -> nn.LayerNorm:
+    """BERT's LayerNorm: biased variance of the centred values, statistics in float32 or wider."""
+    return nn.LayerNorm(
+        epsilon=config.layer_norm_epsilon,
+        dtype=jnp.dtype(config.dtype),
+        use_fast_variance=False,
+        name=name,
+    )

@@ -1,0 +1,149 @@
+"""Recipes (what is quantised, and how) and sizes, as data.
+
+A recipe names the quantizer at each place of the one encoder; a size gives its dimensions.
+`BertConfig` is the two together with what a run chooses (vocabulary, dropout, arithmetic).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from bipft_jax.errors import unknown_name
+from bipft_jax.quantization.quantizers import (
+    ElasticSigned,
+    ElasticUnsigned,
+    MeanBinarizer,
+    Quantizer,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Where the encoder is quantised. None means full precision.
+
+    weight: kernels of the six linears of a layer and of the pooler.
+    embedding: the word embedding (looked up binarised; the MLM decoder is tied to the latent one).
+    linear_input: inputs of those linears, after a learned shift; `ffn_output_input` overrides it
+      for the second feed-forward linear.
+    query_key_value: the three operands of attention; attention_probs: softmax's output.
+    ffn_activation, mlm_activation: "gelu" (exact erf form) or "relu".
+    pooler: "tanh" (BERT), or "layernorm_residual": tanh(LN(linear(c)) + c) (BiPFT).
+    estimator_rank: rank of BiPFT-B's estimators of the residual polynomials, 0 for none.
+    """
+
+    weight: Quantizer | None = None
+    embedding: MeanBinarizer | None = None
+    linear_input: Quantizer | None = None
+    ffn_output_input: Quantizer | None = None
+    query_key_value: Quantizer | None = None
+    attention_probs: Quantizer | None = None
+    ffn_activation: str = "gelu"
+    mlm_activation: str = "gelu"
+    pooler: str = "tanh"
+    estimator_rank: int = 0
+
+
+_BIPFT_A = Recipe(
+    weight=MeanBinarizer(),
+    embedding=MeanBinarizer(per_row=True),
+    linear_input=ElasticSigned(bits=1),
+    ffn_output_input=ElasticSigned(bits=1),
+    query_key_value=ElasticSigned(bits=1),
+    attention_probs=ElasticUnsigned(bits=1),
+    mlm_activation="relu",
+    pooler="layernorm_residual",
+)
+
+RECIPES: dict[str, Recipe] = {
+    "fp": Recipe(),  # Devlin et al. 2018, BERT
+    "bipft_a": _BIPFT_A,  # BiPFT-A: the binary baseline (SPEC 2)
+    "bipft_b": dataclasses.replace(_BIPFT_A, estimator_rank=1),  # BiPFT-B: with estimators
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Dimensions of an encoder; the feed-forward layer is four times as wide as `hidden`."""
+
+    layers: int
+    hidden: int
+    heads: int
+
+
+SIZES: dict[str, Size] = {
+    "tiny": Size(layers=2, hidden=128, heads=2),
+    "mini": Size(layers=4, hidden=256, heads=4),
+    "small": Size(layers=4, hidden=512, heads=8),
+    "medium": Size(layers=8, hidden=512, heads=8),
+    "minilm": Size(layers=6, hidden=384, heads=12),
+    "base": Size(layers=12, hidden=768, heads=12),
+    "large": Size(layers=24, hidden=1024, heads=16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """Everything the modules need to know; hashable, so that it can be a static argument.
+
+    dropout: probability, of hidden states and of attention probabilities.
+    dtype: type of activations, "float32" or "bfloat16"; parameters are float32 (latent weights).
+    compute: arithmetic of products of codes (`quantization.binary_dot.COMPUTE_MODES`).
+    remat: name in `models.bert.REMAT_POLICIES`: what a layer keeps for the backward pass.
+    scan_layers: one scanned layer with stacked parameters (compiles in the time of one layer), or
+      the same stacked parameters unrolled into a Python loop.
+    """
+
+    recipe: Recipe
+    vocab_size: int
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+    max_positions: int = 512
+    segment_types: int = 2
+    dropout: float = 0.1
+    initializer_range: float = 0.02
+    layer_norm_epsilon: float = 1e-12
+    dtype: str = "float32"
+    compute: str = "auto"
+    remat: str = "none"
+    scan_layers: bool = True
+
+    def __post_init__(self):
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden size {self.hidden} is not a multiple of {self.heads} heads")
+
+
+def recipe_named(name: str, estimator_rank: int = -1) -> Recipe:
+    """The recipe of that name; estimator_rank >= 0 overrides its rank.
+
+    Raises: ValueError for an unknown name (with the nearest ones), or a rank for a recipe that
+      has no estimators.
+    """
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
+    recipe = RECIPES[name]
+    if estimator_rank < 0:
+        return recipe
+    if not recipe.estimator_rank:
+        raise ValueError(f"recipe {name!r} has no residual estimators: leave estimator_rank at -1")
+    return dataclasses.replace(recipe, estimator_rank=estimator_rank)
+
+
+def bert_config(recipe: Recipe, size: str, vocab_size: int, **overrides) -> BertConfig:
+    """The configuration of one of `SIZES`.
+
+    Raises: ValueError for an unknown size (with the nearest ones).
+    """
+    if size not in SIZES:
+        raise unknown_name("size", size, SIZES)
+    dims = SIZES[size]
+    return BertConfig(
+        recipe=recipe,
+        vocab_size=vocab_size,
+        layers=dims.layers,
+        hidden=dims.hidden,
+        heads=dims.heads,
+        intermediate=4 * dims.hidden,
+        **overrides,
+    )

@@ -1,0 +1,1 @@
+"""Quantizers and the op that multiplies quantised operands; knows nothing of Flax."""

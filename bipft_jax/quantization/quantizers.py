@@ -1,0 +1,296 @@
+"""The table of quantizers: every way this project turns a float array into few-bit codes.
+
+========================  ==========================  =======================  ====================
+quantizer (paper)         q(x) = codes * scale        dq/dx, dq/dscale          scale
+========================  ==========================  =======================  ====================
+`MeanBinarizer`           sgn(x - mean(x)) * m        1; no gradient to m       m = mean|x|, of the
+(BWN, XNOR-Net; BiT)      codes in {-1, 0, 1}                                   tensor or of a row
+`ElasticSigned`           b=1: a * sgn(x)             1[Qn <= x/a <= Qp];       learned a; starts at
+(BiT eq. 5-7; LSQ)        b>1: a * clip(rnd(x/a),     see `pullback`            2 mean|x| /
+                          Qn, Qp)                                               sqrt(max(Qp, 1))
+`ElasticUnsigned`         b=1: a * 1[x > a/2]         1[0 <= z/a <= Qp];        learned a; starts at
+(BiT eq. 5-7; LSQ)        b>1: a * clip(rnd(z/a),     see `pullback`            4 mean|x| / sqrt(Qp)
+                          0, Qp) + min x,
+                          z = x - min x
+========================  ==========================  =======================  ====================
+
+Everywhere sgn(0) = 0, windows include both ends, rnd rounds half to even, and the gradient of a
+learned scale is multiplied by 1 / sqrt(N * Qp), N being the number of elements of x (the *global*
+array under `jax.jit`). A learned scale at or below `SMALLEST_SCALE` acts as `SMALLEST_SCALE`.
+SPEC sections 1.1 to 1.4 give the same in the references' terms; `b` is the number of bits,
+Qn..Qp the integer range.
+
+A quantizer is a frozen dataclass (hashable: it can be a static argument) with five methods:
+`encode` (forward), `initial_scale`, and, for the backward pass, `residual` (what to keep),
+`restore` (codes again from what was kept) and `pullback` (the straight-through rule).
+`None` in the place of a quantizer means "not quantised".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+SMALLEST_SCALE = 1e-5
+SUPPORTED_BITS = (1, 2, 4, 8)
+
+
+class Encoded(NamedTuple):
+    """A quantised array: value = codes * scale + offset.
+
+    codes: int8, the shape of the array. scale: float32 (float64 for float64 input), a scalar or
+    broadcastable to the codes. offset: a scalar like scale, or None for zero.
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+    offset: jax.Array | None = None
+
+    def value(self, dtype: Any) -> jax.Array:
+        """The float array that the codes stand for."""
+        scale_type = self.scale.dtype
+        value = self.codes.astype(scale_type) * self.scale
+        if self.offset is not None:
+            value = value + self.offset
+        return value.astype(dtype)
+
+
+def _scale_type(x: jax.Array) -> Any:
+    """Scales and their gradients are at least float32, whatever the activations are."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanBinarizer:
+    """1-bit weights around the mean of the whole tensor (SPEC 1.1).
+
+    per_row: one scale for each index of the first axis (word embeddings) instead of one for the
+    tensor; the centre stays the mean of the whole tensor.
+    """
+
+    per_row: bool = False
+    learned_scale = False
+
+    def encode(self, x: jax.Array, scale: None = None, *, center: jax.Array | None = None):
+        """codes sgn(x - mean(x)), scale mean|x|.
+
+        center: the scalar to subtract where x is only some rows of the tensor whose mean is meant.
+        """
+        wide = x.astype(_scale_type(x))
+        center = jnp.mean(wide) if center is None else center
+        axes = tuple(range(1, x.ndim)) if self.per_row else None
+        magnitude = jnp.mean(jnp.abs(wide), axis=axes, keepdims=self.per_row)
+        return Encoded(jnp.sign(wide - center).astype(jnp.int8), magnitude)
+
+    def residual(self, x: jax.Array, scale: None, encoded: Encoded) -> Any:
+        """Keeps the int8 codes and the scale."""
+        return encoded
+
+    def restore(self, residual: Any, scale: None) -> Encoded:
+        """The codes, as they were kept."""
+        return residual
+
+    def pullback(self, residual: Any, scale: None, cotangent: jax.Array):
+        """Identity: no window, and nothing flows through the centre or the scale."""
+        return cotangent, None
+
+
+@dataclasses.dataclass(frozen=True)
+class ElasticSigned:
+    """Signed activations with a learned scalar scale (SPEC 1.2)."""
+
+    bits: int = 1
+    learned_scale = True
+
+    def __post_init__(self):
+        _check_bits(self)
+
+    @property
+    def highest(self) -> int:
+        """Qp: 1 for one bit, else 2^(bits-1) - 1."""
+        return 1 if self.bits == 1 else 2 ** (self.bits - 1) - 1
+
+    @property
+    def lowest(self) -> int:
+        """Qn: -1 for one bit, else -2^(bits-1)."""
+        return -1 if self.bits == 1 else -(2 ** (self.bits - 1))
+
+    def initial_scale(self, x: jax.Array) -> jax.Array:
+        """2 mean|x| / sqrt(Qp) from the first batch (SPEC 1.4)."""
+        magnitude = jnp.mean(jnp.abs(x.astype(_scale_type(x))))
+        return magnitude * (2.0 / math.sqrt(self.highest))
+
+    def encode(self, x: jax.Array, scale: jax.Array) -> Encoded:
+        """codes sgn(x), or clip(rnd(x/scale)) for more than one bit."""
+        scale = _clamped(scale, x)
+        if self.bits == 1:
+            return Encoded(jnp.sign(x).astype(jnp.int8), scale)
+        levels = jnp.round(x.astype(scale.dtype) / scale)
+        return Encoded(_clip(levels, self.lowest, self.highest).astype(jnp.int8), scale)
+
+    def residual(self, x: jax.Array, scale: jax.Array, encoded: Encoded) -> Any:
+        """One bit: one int8 an element, the code where x is inside the window and twice the code
+        outside (x = 0, the only element with code 0, is inside). More bits: x itself, because the
+        scale's gradient needs x/scale."""
+        if self.bits > 1:
+            return x
+        inside = jnp.abs(x.astype(encoded.scale.dtype)) <= encoded.scale
+        return jnp.where(inside, encoded.codes, encoded.codes + encoded.codes)
+
+    def restore(self, residual: Any, scale: jax.Array) -> Encoded:
+        """The codes again, from `residual`."""
+        if self.bits > 1:
+            return self.encode(residual, scale)
+        return Encoded(jnp.sign(residual), _clamped(scale, scale))
+
+    def pullback(self, residual: Any, scale: jax.Array, cotangent: jax.Array):
+        """dL/dx = g inside the window, else 0. dL/dscale = sum(g c) / sqrt(N Qp) with
+        c = sgn(x) for one bit; Qn, Qp or rnd(x/scale) - x/scale (below, above, inside) for more."""
+        wide = cotangent.astype(_scale_type(cotangent))
+        if self.bits == 1:
+            inside = jnp.abs(residual) <= 1
+            slope = jnp.sign(residual).astype(wide.dtype)
+        else:
+            ratio = residual.astype(wide.dtype) / _clamped(scale, residual)
+            inside, slope = _window_and_slope(ratio, self.lowest, self.highest)
+        return _masked(inside, cotangent), _scale_gradient(wide, slope, self.highest, scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class ElasticUnsigned:
+    """Non-negative activations (attention probabilities, ReLU outputs) with a learned scalar
+    scale (SPEC 1.3). For more than one bit the whole tensor's minimum is subtracted first and
+    added back; it is a constant for the gradient."""
+
+    bits: int = 1
+    learned_scale = True
+
+    def __post_init__(self):
+        _check_bits(self)
+
+    @property
+    def highest(self) -> int:
+        """Qp = 2^bits - 1."""
+        return 2**self.bits - 1
+
+    def initial_scale(self, x: jax.Array) -> jax.Array:
+        """4 mean|x| / sqrt(Qp) from the first batch, x before the minimum is subtracted."""
+        magnitude = jnp.mean(jnp.abs(x.astype(_scale_type(x))))
+        return magnitude * (4.0 / math.sqrt(self.highest))
+
+    def encode(self, x: jax.Array, scale: jax.Array) -> Encoded:
+        """codes 1[x > scale/2] for one bit (rnd(0.5) = 0), else clip(rnd((x - min)/scale), 0, Qp).
+        Eight-bit codes 0..255 are stored minus 128, which the offset gives back."""
+        scale = _clamped(scale, x)
+        wide = x.astype(scale.dtype)
+        if self.bits == 1:
+            return Encoded((wide > 0.5 * scale).astype(jnp.int8), scale)
+        smallest = jnp.min(wide)
+        levels = _clip(jnp.round((wide - smallest) / scale), 0, self.highest)
+        shift = 128 if self.bits == 8 else 0
+        return Encoded((levels - shift).astype(jnp.int8), scale, smallest + shift * scale)
+
+    def residual(self, x: jax.Array, scale: jax.Array, encoded: Encoded) -> Any:
+        """x itself: the scale's gradient needs x/scale inside the window."""
+        return x
+
+    def restore(self, residual: Any, scale: jax.Array) -> Encoded:
+        """The codes again, from x."""
+        return self.encode(residual, scale)
+
+    def pullback(self, residual: Any, scale: jax.Array, cotangent: jax.Array):
+        """dL/dx = g where 0 <= z/scale <= Qp. dL/dscale = sum(g c) / sqrt(N Qp) with c = 0 below,
+        Qp above and rnd(z/scale) - z/scale inside."""
+        wide = cotangent.astype(_scale_type(cotangent))
+        shifted = residual.astype(wide.dtype)
+        if self.bits > 1:
+            shifted = shifted - jnp.min(shifted)
+        ratio = shifted / _clamped(scale, residual)
+        inside, slope = _window_and_slope(ratio, 0, self.highest)
+        return _masked(inside, cotangent), _scale_gradient(wide, slope, self.highest, scale)
+
+
+Quantizer = MeanBinarizer | ElasticSigned | ElasticUnsigned
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def quantize(x: jax.Array, scale: jax.Array | None, quantizer: Quantizer) -> jax.Array:
+    """The quantised values of x (fake quantisation) with the quantizer's straight-through gradient.
+
+    Arguments:
+      x: float array.
+      scale: the learned scalar scale, float32; None for a quantizer that computes its own.
+      quantizer: a row of the table above.
+
+    Returns: codes * scale + offset, shape and dtype of x.
+    """
+    return quantizer.encode(x, scale).value(x.dtype)
+
+
+def _quantize_forward(x, scale, quantizer):
+    encoded = quantizer.encode(x, scale)
+    return encoded.value(x.dtype), (quantizer.residual(x, scale, encoded), scale)
+
+
+def _quantize_backward(quantizer, kept, cotangent):
+    residual, scale = kept
+    return quantizer.pullback(residual, scale, cotangent)
+
+
+quantize.defvjp(_quantize_forward, _quantize_backward)
+
+
+@jax.custom_vjp
+def binarize_rows(rows: jax.Array, center: jax.Array) -> jax.Array:
+    """Looked-up rows of an embedding table, binarised as `MeanBinarizer(per_row=True)` would
+    binarise the whole table (SPEC 1.6), without touching the other rows.
+
+    Arguments:
+      rows: float [n, features], some rows of the table.
+      center: scalar, the mean of the whole table.
+
+    Returns: [n, features]; gradient: the identity to rows, nothing to center.
+    """
+    return MeanBinarizer(per_row=True).encode(rows, center=center).value(rows.dtype)
+
+
+binarize_rows.defvjp(
+    lambda rows, center: (binarize_rows(rows, center), jnp.zeros_like(center)),
+    lambda no_gradient, cotangent: (cotangent, no_gradient),
+)
+
+
+def _check_bits(quantizer: ElasticSigned | ElasticUnsigned) -> None:
+    if quantizer.bits not in SUPPORTED_BITS:
+        raise ValueError(
+            f"{type(quantizer).__name__}(bits={quantizer.bits}): bits must be one of "
+            f"{SUPPORTED_BITS}; leave the quantizer out (None) for full precision"
+        )
+
+
+def _clamped(scale: jax.Array, x: jax.Array) -> jax.Array:
+    scale = scale.astype(_scale_type(x))
+    return jnp.where(scale > SMALLEST_SCALE, scale, jnp.asarray(SMALLEST_SCALE, scale.dtype))
+
+
+def _clip(levels: jax.Array, lowest: int, highest: int) -> jax.Array:
+    return jnp.clip(levels, jnp.asarray(lowest, levels.dtype), jnp.asarray(highest, levels.dtype))
+
+
+def _window_and_slope(ratio: jax.Array, lowest: int, highest: int):
+    inside = (ratio >= lowest) & (ratio <= highest)
+    return inside, jnp.where(inside, jnp.round(ratio) - ratio, _clip(ratio, lowest, highest))
+
+
+def _masked(inside: jax.Array, cotangent: jax.Array) -> jax.Array:
+    return jnp.where(inside, cotangent, jnp.zeros_like(cotangent))
+
+
+def _scale_gradient(cotangent, slope, highest: int, scale: jax.Array) -> jax.Array:
+    total = jnp.sum(cotangent * slope) / math.sqrt(cotangent.size * highest)
+    return total.astype(scale.dtype)

@@ -21,6 +21,7 @@ from bipft_jax.quantization.quantizers import (
 class Recipe:
     """Where the encoder is quantised. None means full precision.
 
+    name: the key in `RECIPES`.
     weight: kernels of the six linears of a layer and of the pooler.
     embedding: the word embedding (looked up binarised; the MLM decoder is tied to the latent one).
     linear_input: inputs of those linears, after a learned shift; `ffn_output_input` overrides it
@@ -31,6 +32,7 @@ class Recipe:
     estimator_rank: rank of BiPFT-B's estimators of the residual polynomials, 0 for none.
     """
 
+    name: str
     weight: Quantizer | None = None
     embedding: MeanBinarizer | None = None
     linear_input: Quantizer | None = None
@@ -44,6 +46,7 @@ class Recipe:
 
 
 _BIPFT_A = Recipe(
+    "bipft_a",  # the binary baseline (SPEC 2)
     weight=MeanBinarizer(),
     embedding=MeanBinarizer(per_row=True),
     linear_input=ElasticSigned(bits=1),
@@ -55,9 +58,12 @@ _BIPFT_A = Recipe(
 )
 
 RECIPES: dict[str, Recipe] = {
-    "fp": Recipe(),  # Devlin et al. 2018, BERT
-    "bipft_a": _BIPFT_A,  # BiPFT-A: the binary baseline (SPEC 2)
-    "bipft_b": dataclasses.replace(_BIPFT_A, estimator_rank=1),  # BiPFT-B: with estimators
+    recipe.name: recipe
+    for recipe in (
+        Recipe("fp"),  # Devlin et al. 2018, BERT
+        _BIPFT_A,
+        dataclasses.replace(_BIPFT_A, name="bipft_b", estimator_rank=1),  # with estimators
+    )
 }
 
 
@@ -147,3 +153,34 @@ def bert_config(recipe: Recipe, size: str, vocab_size: int, **overrides) -> Bert
         intermediate=4 * dims.hidden,
         **overrides,
     )
+
+
+# The part of a `BertConfig` that belongs to the trained weights and not to the run.
+_ARCHITECTURE = (
+    "vocab_size",
+    "layers",
+    "hidden",
+    "heads",
+    "intermediate",
+    "max_positions",
+    "segment_types",
+    "initializer_range",
+    "layer_norm_epsilon",
+)
+
+
+def architecture(config: BertConfig) -> dict:
+    """What a checkpoint says of its model: JSON-able, read back by `config_of`."""
+    described = {name: getattr(config, name) for name in _ARCHITECTURE}
+    return {
+        "recipe": config.recipe.name,
+        "estimator_rank": config.recipe.estimator_rank,
+        **described,
+    }
+
+
+def config_of(architecture: dict, **overrides) -> BertConfig:
+    """The `BertConfig` of a checkpoint's `architecture`; overrides choose what belongs to the run."""
+    fields = dict(architecture)
+    recipe = recipe_named(fields.pop("recipe"), fields.pop("estimator_rank") or -1)
+    return BertConfig(recipe=recipe, **{**fields, **overrides})

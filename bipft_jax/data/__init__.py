@@ -1,0 +1,1 @@
+"""Text and GLUE data: tokenizers, the prepared corpus, pretraining examples, GLUE batches."""

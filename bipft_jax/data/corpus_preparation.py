@@ -1,0 +1,370 @@
+"""Prepares a corpus: surveys the text, trains a tokenizer if asked, writes blocks and metadata.
+
+Everything is a function of the texts and the arguments: the same ones give the same bytes, however
+many processes work on it and however often it was interrupted.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from bipft_jax.data import corpus_builder
+from bipft_jax.data.blocks import MINIMUM_SEQUENCE_LENGTH
+from bipft_jax.data.corpus_builder import BlockSettings, NumberedDocument, SplitCounts
+from bipft_jax.data.text_sources import Document, TextSource, open_sources
+from bipft_jax.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+
+FORMAT = 1  # of corpus.json; raise it when a reader of the old one would go wrong
+METADATA = "corpus.json"
+TOKENIZER = "tokenizer.json"
+UNIGRAMS = "unigram.npy"
+BLOCKS = "blocks"
+TRAIN, VALIDATION = "train", "validation"
+
+_UNFINISHED = "unfinished"  # marks a directory as ours before corpus.json does
+_SENTENCEPIECE = "sentencepiece:"
+_SAMPLE_BYTES = 10_000_000  # of text to train a SentencePiece model on
+
+
+@dataclasses.dataclass(frozen=True)
+class CorpusRequest:
+    """What to prepare; see `python -m bipft_jax.data.corpus --help`.
+
+    Attributes:
+      input: globs, `tfds:...` or `python-docs` (see `text_sources`), for training.
+      tokenizer: a tokenizer file, or `sentencepiece:VOCAB_SIZE`.
+      validation_input: as `input`; if empty, `validation_fraction` of the documents is held out.
+      validation_fraction: between 0 and 1, exclusive.
+      sequence_length: of an example, special pieces included.
+      short_sequence_probability: how often a block's target length is drawn at random.
+      seed: of the short blocks and of the choice of held-out documents.
+    """
+
+    input: Sequence[str]
+    tokenizer: str
+    validation_input: Sequence[str] = ()
+    validation_fraction: float = 0.01
+    sequence_length: int = 128
+    short_sequence_probability: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(
+                f"validation_fraction is {self.validation_fraction}; it must be between 0 and 1."
+            )
+        if not 0 <= self.short_sequence_probability <= 1:
+            raise ValueError(
+                "short_sequence_probability is "
+                f"{self.short_sequence_probability}; it must be from 0 to 1."
+            )
+        if self.sequence_length < MINIMUM_SEQUENCE_LENGTH:
+            raise ValueError(
+                f"sequence_length is {self.sequence_length}; it must be at least "
+                f"{MINIMUM_SEQUENCE_LENGTH}."
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must not be negative.")
+
+
+def prepare_corpus(request: CorpusRequest, output: Path, num_processes: int) -> bool:
+    """Prepares `output` and returns True, or False if it is already prepared as requested.
+
+    Raises:
+      ValueError: for unreadable or unusable text, a tokenizer that cannot be loaded or trained, or
+        an output directory that holds something else.
+    """
+    if num_processes < 1:
+        raise ValueError(f"The number of processes is {num_processes}; it must be at least 1.")
+    train_sources = open_sources(request.input)
+    validation_sources = open_sources(request.validation_input)
+    _check_disjoint(train_sources, validation_sources)
+    vocab_size = _requested_vocab_size(request.tokenizer)
+    tokenizer = load_tokenizer(request.tokenizer) if vocab_size is None else None
+
+    identity = _identity(request, train_sources, validation_sources, tokenizer)
+    if _is_prepared(output, identity):
+        return False
+    _claim(output)
+
+    survey = _Survey(train_sources, validation_sources, request, bool(vocab_size))
+    if tokenizer is None:
+        tokenizer = train_sentencepiece(survey.sample(), vocab_size)
+    settings = BlockSettings(
+        request.sequence_length, request.short_sequence_probability, request.seed
+    )
+    splits = _write_blocks(survey, tokenizer, settings, output / BLOCKS, num_processes)
+    _check_usable(splits)
+
+    tokenizer.save(output / TOKENIZER)
+    np.save(output / UNIGRAMS, splits[TRAIN].unigrams)
+    metadata = {
+        "format": FORMAT,
+        "identity": identity,
+        "inputs": [source.name for source in train_sources],
+        "validation_inputs": [source.name for source in validation_sources],
+        "splits": {name: _split_metadata(counts) for name, counts in splits.items()},
+    }
+    temporary = output / (METADATA + ".tmp")
+    temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, output / METADATA)
+    (output / _UNFINISHED).unlink()
+    return True
+
+
+class _Survey:
+    """A first reading of all text, cheap beside tokenization.
+
+    It finds unreadable text before hours are spent, knows the total for the progress bar, decides
+    which documents are held out, and takes the sample a tokenizer is trained on.
+    """
+
+    def __init__(
+        self,
+        train_sources: Sequence[TextSource],
+        validation_sources: Sequence[TextSource],
+        request: CorpusRequest,
+        take_sample: bool,
+    ):
+        self._train_sources = train_sources
+        self._validation_sources = validation_sources
+        self._limit = request.validation_fraction * 2**64
+        self._seed = request.seed
+        self._hold_out = not validation_sources
+        self._forced: frozenset[int] = frozenset()
+        self._sample = _Sample()
+        self.total_bytes = 0
+        self._num_train_inputs = 0
+
+        smallest: list[tuple[int, int]] = []
+        num_held_out = 0
+        documents = (document for source in train_sources for document in source.documents())
+        with _progress("reading") as bar:
+            for number, document in enumerate(documents):
+                self.total_bytes += document.num_bytes
+                self._num_train_inputs += 1
+                bar.update(document.num_bytes)
+                if self._is_held_out(number, document):
+                    num_held_out += 1
+                elif take_sample:
+                    self._sample.add(number, document)
+                if self._hold_out and num_held_out == 0:
+                    smallest = sorted([*smallest, (self._hash(number), number)])[:2]
+            for source in validation_sources:
+                for document in source.documents():
+                    self.total_bytes += document.num_bytes
+                    bar.update(document.num_bytes)
+        if self._hold_out and num_held_out == 0:
+            # Too few documents for the fraction. Two, where they can be spared: next-sentence
+            # pairs need another document.
+            count = 2 if self._num_train_inputs >= 4 else 1
+            self._forced = frozenset(number for _, number in smallest[:count])
+
+    def documents(self) -> Iterator[NumberedDocument]:
+        """All documents, numbered, with their splits."""
+        number = 0
+        for source in self._train_sources:
+            for document in source.documents():
+                split = VALIDATION if self._is_held_out(number, document) else TRAIN
+                yield NumberedDocument(number, split, document)
+                number += 1
+        for source in self._validation_sources:
+            for document in source.documents():
+                if document.held_out is not False:
+                    yield NumberedDocument(number, VALIDATION, document)
+                number += 1
+
+    def sample(self) -> list[str]:
+        """Paragraphs of the train split, evenly spread over it."""
+        return [text for number, text in self._sample.items if number not in self._forced]
+
+    def _is_held_out(self, number: int, document: Document) -> bool:
+        if document.held_out is not None:
+            return document.held_out
+        if not self._hold_out:
+            return False
+        return number in self._forced or self._hash(number) < self._limit
+
+    def _hash(self, number: int) -> int:
+        digest = hashlib.blake2b(f"{self._seed}:{number}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big")
+
+
+class _Sample:
+    """Every k-th paragraph of a stream, k doubling whenever the sample gets too large."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[int, str]] = []
+        self._stride = 1
+        self._seen = 0
+        self._bytes = 0
+
+    def add(self, number: int, document: Document) -> None:
+        for paragraph in document.text.split("\n"):
+            if self._seen % self._stride == 0:
+                self.items.append((number, paragraph))
+                self._bytes += len(paragraph)
+            self._seen += 1
+            if self._bytes > _SAMPLE_BYTES and len(self.items) > 1:
+                self.items = self.items[::2]
+                self._stride *= 2
+                self._bytes = sum(len(text) for _, text in self.items)
+
+
+def _write_blocks(
+    survey: _Survey,
+    tokenizer: Tokenizer,
+    settings: BlockSettings,
+    directory: Path,
+    num_processes: int,
+) -> dict[str, SplitCounts]:
+    splits = {
+        split: SplitCounts(np.zeros(tokenizer.vocab_size, np.int64))
+        for split in (TRAIN, VALIDATION)
+    }
+    directory.mkdir()
+    encoded = corpus_builder.encode_documents(
+        survey.documents(), tokenizer, settings, num_processes
+    )
+    with (
+        corpus_builder.DatasetWriter(directory) as writer,
+        _progress("tokenizing", survey.total_bytes) as bar,
+    ):
+        for parts in encoded:
+            for split, part in parts.items():
+                writer.write(split, part.records)
+                splits[split].add(part.counts)
+                bar.update(part.counts.raw_bytes)
+        writer.finish(
+            "Sentence-aligned blocks of documents for BERT pretraining, made by "
+            "bipft_jax.data.corpus."
+        )
+    return splits
+
+
+def _check_usable(splits: dict[str, SplitCounts]) -> None:
+    for split, fewest in ((TRAIN, 2), (VALIDATION, 1)):
+        counts = splits[split]
+        if counts.documents < fewest:
+            skipped = ""
+            if counts.skipped:
+                skipped = (
+                    f" {counts.skipped} documents have fewer than two sentences: "
+                    f"{', '.join(counts.skipped_at)}{' ...' * (counts.skipped > len(counts.skipped_at))}."
+                )
+            reason = (
+                "next-sentence prediction takes its negatives from a second document"
+                if split == TRAIN
+                else "give --validation_input, a larger --validation_fraction or another --seed"
+            )
+            raise ValueError(
+                f"The {split} split has {counts.documents} usable documents and needs at least "
+                f"{fewest}: {reason}.{skipped} In .txt files a blank line separates documents."
+            )
+
+
+def _split_metadata(counts: SplitCounts) -> dict[str, Any]:
+    return {
+        "blocks": counts.blocks,
+        "documents": counts.documents,
+        "sentences": counts.sentences,
+        "tokens": counts.tokens,
+        "unknown_tokens": counts.unknown_tokens,
+        "same_document_probability": counts.squared_blocks / counts.blocks**2,
+        "raw_bytes": counts.raw_bytes,
+        "split_sentences": counts.split_sentences,
+        "skipped_documents": counts.skipped,
+        "skipped_at": counts.skipped_at,
+    }
+
+
+def _requested_vocab_size(tokenizer: str) -> int | None:
+    """The N of `sentencepiece:N`, or None for a file."""
+    if not tokenizer.startswith(_SENTENCEPIECE):
+        return None
+    size = tokenizer.removeprefix(_SENTENCEPIECE)
+    if not size.isdecimal() or int(size) == 0:
+        raise ValueError(
+            f"The tokenizer {tokenizer!r} needs a vocabulary size, as in 'sentencepiece:8192'."
+        )
+    return int(size)
+
+
+def _check_disjoint(train: Sequence[TextSource], validation: Sequence[TextSource]) -> None:
+    for source in validation:
+        same = [other for other in train if os.path.realpath(other.name) == os.path.realpath(source.name)]
+        if same:
+            raise ValueError(f"{source.name} is given both for training and for validation.")
+
+
+def _identity(
+    request: CorpusRequest,
+    train_sources: Sequence[TextSource],
+    validation_sources: Sequence[TextSource],
+    tokenizer: Tokenizer | None,
+) -> dict[str, Any]:
+    """What decides every byte of the result; compared before anything is overwritten or reused."""
+    identity: dict[str, Any] = {
+        "input": [source.fingerprint() for source in train_sources],
+        "validation_input": [source.fingerprint() for source in validation_sources],
+        "tokenizer": tokenizer.fingerprint if tokenizer else request.tokenizer,
+        "sequence_length": request.sequence_length,
+        "short_sequence_probability": request.short_sequence_probability,
+        "seed": request.seed,
+    }
+    if not validation_sources:
+        identity["validation_fraction"] = request.validation_fraction
+    return identity
+
+
+def _is_prepared(output: Path, identity: dict[str, Any]) -> bool:
+    """Whether `output` is complete. Raises ValueError if it is, but as something else."""
+    if not (output / METADATA).is_file():
+        return False
+    metadata = json.loads((output / METADATA).read_text(encoding="utf-8"))
+    found = metadata.get("identity", {})
+    if metadata.get("format") != FORMAT:
+        raise ValueError(
+            f"{output} was prepared by another version of this program; choose another --output."
+        )
+    if found == identity:
+        return True
+    differences = []
+    for key in sorted(found.keys() | identity.keys()):
+        old, new = found.get(key), identity.get(key)
+        if old != new:
+            if key in ("input", "validation_input"):
+                differences.append(f"the files or contents of --{key}")
+            else:
+                differences.append(f"--{key} (there {old}, now {new})")
+    raise ValueError(
+        f"{output} already holds a corpus prepared differently: {'; '.join(differences)}. "
+        "Choose another --output, or delete that directory."
+    )
+
+
+def _claim(output: Path) -> None:
+    """Makes the directory ours, removing only what an interrupted preparation left there."""
+    marker = output / _UNFINISHED
+    if output.exists() and not marker.exists() and any(output.iterdir()):
+        raise ValueError(
+            f"{output} is not empty and holds no corpus; choose another --output."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    marker.write_text("The preparation of this corpus is running or was interrupted.\n")
+    if (output / BLOCKS).exists():
+        shutil.rmtree(output / BLOCKS)
+
+
+def _progress(what: str, total_bytes: int | None = None) -> tqdm.tqdm:
+    return tqdm.tqdm(
+        desc=what, total=total_bytes, unit="B", unit_scale=True, mininterval=1.0, leave=False
+    )

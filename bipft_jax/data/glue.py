@@ -1,0 +1,264 @@
+"""The nine GLUE tasks (and our own acceptability task): the task table and reading.
+
+A task is a row of `TASKS`: where its files are, which columns to read, how it is scored. Nothing
+else in the library asks which task it is working on.
+
+The files are the benchmark's own: `GLUE_DIR/<task directory>/{train,dev}.tsv`, tab-separated with
+**no quoting**. A quotation mark is an ordinary character, often an unbalanced one, so a row ends at
+the line's end whatever its fields hold. GLUE: Wang et al. 2018, arXiv:1804.07461.
+"""
+
+import dataclasses
+import logging
+import math
+from pathlib import Path
+
+import numpy as np
+
+from bipft_jax.errors import unknown_name
+
+Column = str | int  # by header name, or by 0-based position in a file without a header
+
+
+@dataclasses.dataclass(frozen=True)
+class GlueTask:
+    """One row of the task table.
+
+    Attributes:
+        name: the task's name in configs, e.g. `"sst2"`.
+        directory: its directory in the benchmark's layout, e.g. `"SST-2"`.
+        sentences: the column of the sentence, or the two columns of a sentence pair. Integers (a
+            position) mean that the file has no header.
+        label: the label's column.
+        label_names: the labels as the file spells them, in class order (the Hugging Face
+            datasets' order, which the BiPFT reference trains with); None for regression.
+        metrics: what is reported, names from `glue_metrics.METRICS`; the first one selects the
+            best epoch (SPEC 2.7: accuracy also for MRPC and QQP, Pearson, Matthews).
+        epochs: default number of passes over the training split (SPEC 2.7).
+        dev_splits: file stems of the dev sets; the first is required and selects the best epoch.
+        skip_short_rows: the official file is known to hold rows broken over two lines, which
+            every user of the benchmark drops. They are counted and logged, not silently lost.
+    """
+
+    name: str
+    directory: str
+    sentences: tuple[Column] | tuple[Column, Column]
+    label: Column
+    label_names: tuple[str, ...] | None
+    metrics: tuple[str, ...]
+    epochs: int
+    dev_splits: tuple[str, ...] = ("dev",)
+    skip_short_rows: bool = False
+
+    @property
+    def is_regression(self) -> bool:
+        return self.label_names is None
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the classifier: the number of classes, 1 for regression."""
+        return 1 if self.label_names is None else len(self.label_names)
+
+    @property
+    def selection_metric(self) -> str:
+        return self.metrics[0]
+
+
+_BINARY = ("0", "1")
+_ENTAILMENT = ("entailment", "not_entailment")
+
+TASKS: dict[str, GlueTask] = {
+    task.name: task
+    for task in (
+        # name, directory, sentence column(s), label column, classes, metrics, epochs
+        GlueTask("cola", "CoLA", (3,), 1, _BINARY, ("matthews", "accuracy"), 50),
+        GlueTask("sst2", "SST-2", ("sentence",), "label", _BINARY, ("accuracy",), 10),
+        GlueTask(
+            "mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", _BINARY, ("accuracy", "f1"), 20
+        ),
+        GlueTask(
+            "stsb", "STS-B", ("sentence1", "sentence2"), "score", None, ("pearson", "spearman"), 20
+        ),
+        GlueTask(
+            "rte", "RTE", ("sentence1", "sentence2"), "label", _ENTAILMENT, ("accuracy",), 20
+        ),
+        # The reference has no WNLI script. Its dev pairs are near copies of train pairs with the
+        # opposite label, so long training ends below the majority class: 5 epochs.
+        GlueTask("wnli", "WNLI", ("sentence1", "sentence2"), "label", _BINARY, ("accuracy",), 5),
+        GlueTask("qnli", "QNLI", ("question", "sentence"), "label", _ENTAILMENT, ("accuracy",), 10),
+        GlueTask(
+            "qqp",
+            "QQP",
+            ("question1", "question2"),
+            "is_duplicate",
+            _BINARY,
+            ("accuracy", "f1"),
+            6,
+            skip_short_rows=True,
+        ),
+        GlueTask(
+            "mnli",
+            "MNLI",
+            ("sentence1", "sentence2"),
+            "gold_label",
+            ("entailment", "neutral", "contradiction"),
+            ("accuracy",),
+            6,
+            dev_splits=("dev_matched", "dev_mismatched"),
+        ),
+        # Real sentences against the same with two words swapped, see data/acceptability.py.
+        GlueTask("acceptability", "acceptability", (3,), 1, _BINARY, ("matthews", "accuracy"), 10),
+    )
+}
+
+
+def glue_task(name: str) -> GlueTask:
+    """The task of that name. Raises: ValueError naming the nearest known ones."""
+    if name not in TASKS:
+        raise unknown_name("GLUE task", name, TASKS)
+    return TASKS[name]
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class GlueSplit:
+    """The rows of one file, in file order.
+
+    Attributes:
+        task: the task it belongs to.
+        split: the file's stem: "train", "dev", "dev_matched", ...
+        sentences1: N strings.
+        sentences2: N strings, or None for a single-sentence task.
+        labels: int32[N] class numbers, or float32[N] scores for regression.
+        skipped_rows: rows that were dropped as broken (only where the task table allows it).
+    """
+
+    task: GlueTask
+    split: str
+    sentences1: list[str]
+    sentences2: list[str] | None
+    labels: np.ndarray
+    skipped_rows: int = 0
+
+    def __len__(self) -> int:
+        return len(self.sentences1)
+
+
+def dev_splits(task: GlueTask, glue_dir: str | Path) -> tuple[str, ...]:
+    """The dev sets to evaluate on: the first is required, others count where their file exists."""
+    first, *others = task.dev_splits
+    directory = Path(glue_dir) / task.directory
+    return (first, *(name for name in others if (directory / f"{name}.tsv").exists()))
+
+
+def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
+    """Reads `glue_dir/<task.directory>/<split>.tsv`.
+
+    A byte-order mark, Windows line ends, further columns and quotation marks of any kind are fine.
+
+    Raises:
+        ValueError: naming file and line: no such file, not UTF-8, no rows, a missing column, a row
+            with too few fields, a label that is not in the table, a score that is not a number.
+    """
+    path = _find_file(task, Path(glue_dir), split)
+    lines = _read_lines(path)
+    wanted = (*task.sentences, task.label)
+    if isinstance(task.label, str):
+        header, first_row = lines[0].split("\t"), 1
+        missing = [name for name in wanted if name not in header]
+        if missing:
+            raise ValueError(
+                f"{path}:1: no column {', '.join(map(repr, missing))} for task {task.name}; "
+                f"the header has {', '.join(map(repr, header))} (columns are separated by tabs)"
+            )
+        positions, width = [header.index(name) for name in wanted], len(header)
+    else:
+        positions, width, first_row = list(wanted), max(wanted) + 1, 0
+    *sentence_positions, label_position = positions
+
+    columns: list[list[str]] = [[] for _ in sentence_positions]
+    labels: list[float] = []
+    short_lines: list[int] = []
+    for number, line in enumerate(lines[first_row:], start=first_row + 1):
+        fields = line.split("\t")
+        if len(fields) < width:
+            if task.skip_short_rows:
+                short_lines.append(number)
+                continue
+            raise ValueError(
+                f"{path}:{number}: the row has {len(fields)} tab-separated field(s), "
+                f"task {task.name} needs {width}"
+            )
+        for column, position in zip(columns, sentence_positions, strict=True):
+            column.append(fields[position])
+        labels.append(_parse_label(task, fields[label_position], f"{path}:{number}"))
+    if not labels:
+        raise ValueError(f"{path} has no complete rows below its header")
+    if short_lines:
+        logging.warning(
+            "%s: dropped %d row(s) with fewer than %d fields (broken over two lines), the first "
+            "at line %d", path, len(short_lines), width, short_lines[0],
+        )
+    return GlueSplit(
+        task=task,
+        split=split,
+        sentences1=columns[0],
+        sentences2=columns[1] if len(columns) == 2 else None,
+        labels=np.asarray(labels, np.float32 if task.is_regression else np.int32),
+        skipped_rows=len(short_lines),
+    )
+
+
+def _find_file(task: GlueTask, glue_dir: Path, split: str) -> Path:
+    if not glue_dir.is_dir():
+        raise ValueError(f"there is no GLUE directory {glue_dir}")
+    directory = glue_dir / task.directory
+    if not directory.is_dir():
+        present = [t.directory for t in TASKS.values() if (glue_dir / t.directory).is_dir()]
+        raise ValueError(
+            f"{glue_dir} has no directory {task.directory}, which task {task.name} is read from; "
+            f"task directories there: {', '.join(present) or 'none'}"
+        )
+    path = directory / f"{split}.tsv"
+    if not path.is_file():
+        present = sorted(file.name for file in directory.glob("*.tsv"))
+        raise ValueError(f"{path} does not exist; files there: {', '.join(present) or 'none'}")
+    return path
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The file's lines. Not `str.splitlines`, which also breaks at U+0085, U+2028 and others."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}:{line}: not valid UTF-8 (byte 0x{content[error.start]:02x}); "
+            "convert the file to UTF-8"
+        ) from error
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    return lines
+
+
+def _parse_label(task: GlueTask, text: str, where: str) -> float:
+    if task.label_names is not None:
+        if text not in task.label_names:
+            raise ValueError(
+                f"{where}: unknown label {text!r} for task {task.name}; "
+                f"its labels are {', '.join(task.label_names)}"
+            )
+        return task.label_names.index(text)
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise ValueError(f"{where}: the score of task {task.name} must be a number, not {text!r}")
+    return score

@@ -1,0 +1,297 @@
+"""Documents from text files, TFDS text datasets and the embedded corpus, read as a stream.
+
+A source is named on the command line by a string:
+
+  'books/*.txt'       text files, a blank line between documents, a line is a paragraph (or, as in
+                      BERT's own data, a sentence)
+  'wiki/*.jsonl.xz'   JSON lines, one document a line in the field `text`, its paragraphs separated
+                      by newlines
+  'tfds:NAME[:SPLIT]' a TFDS dataset with a text feature `text`, one document per record; NAME may
+                      be the path of a prepared dataset; SPLIT is `train` unless given
+  'python-docs'       the embedded corpus (`bipft_jax.data.python_docs`)
+
+Text files may be plain or compressed (.gz, .xz, .zst).
+"""
+
+import abc
+import dataclasses
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import zstandard
+
+PYTHON_DOCS = "python-docs"
+
+_BLOCK_BYTES = 1 << 20
+_COMPRESSIONS = (".gz", ".xz", ".zst")
+_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+_TFDS_SPEC = re.compile(r"tfds:(?P<name>[^:]+(?::[\d.*]+(?=:|$))?)(?::(?P<split>.+))?")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+    """One document.
+
+    Attributes:
+      text: paragraphs separated by newlines.
+      where: where it begins, for messages, such as `file:line`.
+      num_bytes: length of `text` in UTF-8.
+      held_out: True or False where the source itself says which split the document belongs to.
+    """
+
+    text: str
+    where: str
+    num_bytes: int
+    held_out: bool | None = None
+
+
+class TextSource(abc.ABC):
+    """Something that yields the same documents in the same order whenever it is asked."""
+
+    name: str
+
+    @abc.abstractmethod
+    def documents(self) -> Iterator[Document]:
+        """Reads all documents from the beginning. Raises ValueError, saying where, if it cannot."""
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Changes when the content changes."""
+
+
+def open_sources(specs: Sequence[str]) -> list[TextSource]:
+    """The sources that the strings name; files of a glob in sorted order, each file only once.
+
+    Raises:
+      ValueError: for a glob that matches nothing, or a file that is neither text nor JSON lines.
+    """
+    sources: dict[str, TextSource] = {}
+    for spec in specs:
+        if spec == PYTHON_DOCS:
+            sources[spec] = PythonDocsSource()
+        elif spec.startswith("tfds:"):
+            sources[spec] = TfdsSource(spec)
+        else:
+            paths = sorted(p for p in glob.glob(spec, recursive=True) if Path(p).is_file())
+            if not paths:
+                raise ValueError(f"No file matches {spec!r}. Check the path, and quote globs.")
+            for path in paths:
+                sources.setdefault(str(Path(path).resolve()), FileSource(path))
+    return list(sources.values())
+
+
+class FileSource(TextSource):
+    """A .txt or .jsonl file, plain or compressed."""
+
+    def __init__(self, path: str):
+        self.name = path
+        suffixes = Path(path).suffixes
+        self._compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
+        kind = suffixes[-1] if suffixes else ""
+        if kind not in (".txt", ".jsonl"):
+            raise ValueError(
+                f"{path}: not a text file this program reads. Supported endings are .txt and "
+                ".jsonl, alone or followed by .gz, .xz or .zst."
+            )
+        self._is_jsonl = kind == ".jsonl"
+
+    def fingerprint(self) -> str:
+        with open(self.name, "rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+
+    def documents(self) -> Iterator[Document]:
+        documents = self._json_documents() if self._is_jsonl else self._text_documents()
+        empty = True
+        for document in documents:
+            empty = False
+            yield document
+        if empty:
+            raise ValueError(f"{self.name}: holds no document.")
+
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        """Yields line numbers from 1 and lines without their line break."""
+        number = 0
+        try:
+            for number, line in enumerate(_lines(self._blocks()), start=1):
+                encoding = "utf-8-sig" if number == 1 else "utf-8"
+                yield number, line.decode(encoding).rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.name}:{number}: not valid UTF-8 at byte {error.start} of the line "
+                f"({error.reason}). Convert the file to UTF-8."
+            ) from error
+        except _DAMAGED as error:
+            raise ValueError(
+                f"{self.name}: damaged or incomplete compressed file, unreadable after line "
+                f"{number} ({error})."
+            ) from error
+
+    def _blocks(self) -> Iterator[bytes]:
+        """Yields the decompressed content in pieces."""
+        if self._compression == ".zst":
+            yield from _zstd_blocks(self.name)
+            return
+        opener = {"": open, ".gz": gzip.open, ".xz": lzma.open}[self._compression]
+        with opener(self.name, "rb") as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                yield block
+
+    def _text_documents(self) -> Iterator[Document]:
+        paragraphs: list[str] = []
+        first = 0
+        for number, line in self._lines():
+            if line.strip():
+                if not paragraphs:
+                    first = number
+                paragraphs.append(line)
+            elif paragraphs:
+                yield self._document("\n".join(paragraphs), first)
+                paragraphs = []
+        if paragraphs:
+            yield self._document("\n".join(paragraphs), first)
+
+    def _json_documents(self) -> Iterator[Document]:
+        for number, line in self._lines():
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(
+                    f"{self.name}:{number}: not valid JSON ({error.msg} at character "
+                    f"{error.pos + 1}). A .jsonl file has one JSON object on each line."
+                ) from error
+            text = record.get("text") if isinstance(record, dict) else None
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{self.name}:{number}: the JSON object has no field 'text' that is a string."
+                )
+            yield self._document(text, number)
+
+    def _document(self, text: str, line: int) -> Document:
+        where = f"{self.name}:{line}"
+        try:
+            return Document(text, where, len(text.encode("utf-8")))
+        except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+            raise ValueError(f"{where}: not valid Unicode text ({error.reason}).") from error
+
+
+class TfdsSource(TextSource):
+    """A dataset of TensorFlow Datasets with a text feature `text`."""
+
+    def __init__(self, spec: str):
+        match = _TFDS_SPEC.fullmatch(spec)
+        if match is None:
+            raise ValueError(f"{spec!r}: a TFDS dataset is given as tfds:NAME or tfds:NAME:SPLIT.")
+        self.name = spec
+        self._dataset = match["name"]
+        self._split = match["split"] or "train"
+        self._records = self._load()
+
+    def _load(self) -> Sequence[dict[str, object]]:
+        import tensorflow_datasets as tfds  # slow to import, and only this source needs it
+
+        directory = Path(self._dataset).expanduser()
+        try:
+            if (directory / "dataset_info.json").is_file():
+                builder = tfds.builder_from_directory(directory)
+            else:
+                builder = tfds.builder(self._dataset, file_format="array_record")
+                builder.download_and_prepare()
+            if "text" not in (builder.info.features or {}):
+                raise ValueError(
+                    f"{self.name}: the dataset has no feature 'text'; it has "
+                    f"{sorted(builder.info.features or {})}."
+                )
+            records = builder.as_data_source(split=self._split)
+        except ImportError as error:
+            raise ValueError(
+                f"{self.name}: preparing this dataset of the TFDS catalogue needs a package that "
+                f"is not installed ({error}). Many catalogue datasets need TensorFlow to be "
+                "prepared (not to be read): install it, or prepare the dataset elsewhere with "
+                "file_format='array_record' and give its directory as tfds:DIR."
+            ) from error
+        except tfds.core.DatasetNotFoundError as error:
+            raise ValueError(
+                f"{self.name}: no such dataset ({str(error).splitlines()[0]}) A dataset whose "
+                "builder imports TensorFlow is also not found where TensorFlow is not installed; "
+                "one prepared elsewhere can be given by its directory, as tfds:DIR."
+            ) from error
+        except NotImplementedError as error:  # such as a TFRecord dataset
+            raise ValueError(
+                f"{self.name}: cannot be read at random positions ({error}). Prepare it with "
+                "file_format='array_record'."
+            ) from error
+        self._version = f"{builder.info.full_name} {builder.info.splits[self._split].num_bytes}"
+        return records
+
+    def fingerprint(self) -> str:
+        identity = f"{self._version} {self._split} {len(self._records)}"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    def documents(self) -> Iterator[Document]:
+        for index in range(len(self._records)):
+            where = f"{self.name} record {index}"
+            raw = self._records[index]["text"]
+            try:
+                text = raw.decode("utf-8") if isinstance(raw, bytes) else str(raw)
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: not valid UTF-8 ({error.reason}).") from error
+            yield Document(text, where, len(text.encode("utf-8")))
+
+
+class PythonDocsSource(TextSource):
+    """The embedded corpus, which says itself which documents are held out."""
+
+    name = PYTHON_DOCS
+
+    def documents(self) -> Iterator[Document]:
+        from bipft_jax.data import python_docs  # parses the standard library when first used
+
+        for held_out, documents in (
+            (False, python_docs.training_documents()),
+            (True, python_docs.held_out_documents()),
+        ):
+            for name, text in documents:
+                where = f"{PYTHON_DOCS}:{name}"
+                yield Document(text, where, len(text.encode("utf-8")), held_out)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for document in self.documents():
+            digest.update(f"{document.where}\0{document.text}\0".encode())
+        return digest.hexdigest()
+
+
+def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yields the lines of a file that comes in pieces, without their line breaks."""
+    rest = b""
+    for block in blocks:
+        lines = (rest + block).split(b"\n")
+        rest = lines.pop()
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _zstd_blocks(path: str) -> Iterator[bytes]:
+    """Decompresses all frames; the library's own file reader ends silently in a cut-off frame."""
+    decompressor = zstandard.ZstdDecompressor()
+    frame = None
+    with open(path, "rb") as stream:
+        while compressed := stream.read(_BLOCK_BYTES):
+            while compressed:
+                frame = frame or decompressor.decompressobj()
+                yield frame.decompress(compressed)
+                compressed = frame.unused_data if frame.eof else b""
+                if frame.eof:
+                    frame = None
+    if frame is not None:
+        raise EOFError("the file ends in the middle of a zstd frame")

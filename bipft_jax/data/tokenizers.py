@@ -1,0 +1,361 @@
+"""Text to token ids: one small interface over BERT's WordPiece and over SentencePiece.
+
+Two kinds of tokenizer are supported. `WordPieceTokenizer` is the uncased BERT tokenizer (Devlin et
+al. 2019) built from a `vocab.txt`, needed whenever a released checkpoint is used.
+`SentencePieceTokenizer` is for training from scratch (Kudo and Richardson 2018) on your own text.
+Both are uncased and both are saved whole inside the prepared corpus and inside checkpoints, so that
+a model is never separated from its vocabulary.
+"""
+
+import abc
+import base64
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import sentencepiece
+import tokenizers
+
+PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+SPECIAL_PIECES = (PAD, UNK, CLS, SEP, MASK)
+
+# Words repeat: with this many of them remembered (about 60 MB) nearly all running text is looked up
+# instead of tokenized again, several times as fast. The whole cache is dropped when it is full.
+_MAX_CACHED_WORDS = 200_000
+
+
+class Tokenizer(abc.ABC):
+    """Maps text to ids in [0, vocab_size) and back; knows BERT's five special pieces.
+
+    `encode` never adds special pieces and never produces the id of [CLS], [SEP], [MASK] or [PAD]:
+    a literal "[MASK]" in running text is ordinary text. `[PAD]` always has id 0, so that zero-filled
+    arrays are padded arrays.
+    """
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """Number of ids."""
+
+    @abc.abstractmethod
+    def id_to_piece(self, token_id: int) -> str:
+        """The vocabulary entry with this id. Raises ValueError outside [0, vocab_size)."""
+
+    @abc.abstractmethod
+    def piece_to_id(self, piece: str) -> int | None:
+        """The id of a vocabulary entry, or None if there is no such entry."""
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, without special pieces."""
+
+    @abc.abstractmethod
+    def _decode_ordinary(self, ids: list[int]) -> str:
+        """Text of ids none of which is special."""
+
+    @abc.abstractmethod
+    def to_dict(self) -> dict[str, object]:
+        """JSON-able and self-contained; `tokenizer_from_dict` is its inverse."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one text, without special pieces."""
+        return self.encode_batch([text])[0]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text; special pieces appear as `[MASK]` and the like, spacing may differ."""
+        parts = []
+        for special, run in itertools.groupby(map(int, ids), key=self.special_ids.__contains__):
+            if special:
+                parts.extend(self.id_to_piece(token_id) for token_id in run)
+            else:
+                parts.append(self._decode_ordinary(list(run)))
+        return " ".join(part for part in parts if part)
+
+    @property
+    def pad_id(self) -> int:
+        return 0
+
+    @property
+    def unk_id(self) -> int:
+        return self._special[UNK]
+
+    @property
+    def cls_id(self) -> int:
+        return self._special[CLS]
+
+    @property
+    def sep_id(self) -> int:
+        return self._special[SEP]
+
+    @property
+    def mask_id(self) -> int:
+        return self._special[MASK]
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the five special pieces."""
+        return self._special_ids
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the tokenizer's content: equal exactly if two tokenizers agree."""
+        return self._fingerprint
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_dict()` as a JSON file; `load_tokenizer` reads it."""
+        Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False), encoding="utf-8")
+
+    def _finish_construction(self, where: str) -> None:
+        """Looks the special pieces up and takes the fingerprint; called last by constructors."""
+        self._special = {piece: self.piece_to_id(piece) for piece in SPECIAL_PIECES}
+        missing = [piece for piece, token_id in self._special.items() if token_id is None]
+        if missing:
+            raise ValueError(f"{where}: the vocabulary lacks the special pieces {missing}.")
+        if self._special[PAD] != 0:
+            raise ValueError(f"{where}: [PAD] has id {self._special[PAD]}; it must have id 0.")
+        self._special_ids = frozenset(self._special.values())
+        content = json.dumps(self.to_dict(), sort_keys=True).encode()
+        self._fingerprint = hashlib.sha256(content).hexdigest()
+
+    def _check_id(self, token_id: int) -> int:
+        if not 0 <= token_id < self.vocab_size:
+            raise ValueError(f"Token id {token_id} is outside [0, {self.vocab_size}).")
+        return int(token_id)
+
+
+class WordPieceTokenizer(Tokenizer):
+    """BERT's uncased WordPiece: lower case, accents stripped, greedy longest match per word."""
+
+    def __init__(self, vocabulary: Sequence[str], where: str = "WordPiece vocabulary"):
+        """Arguments:
+          vocabulary: the pieces in the order of their ids, as in BERT's `vocab.txt`.
+          where: named in error messages, such as the file it came from.
+
+        Raises:
+          ValueError: for a duplicate or missing special piece, [PAD] not first, or a cased
+            vocabulary.
+        """
+        self._pieces = list(vocabulary)
+        self._ids = {piece: token_id for token_id, piece in enumerate(self._pieces)}
+        if len(self._ids) != len(self._pieces):
+            raise ValueError(f"{where}: {_first_duplicate(self._pieces)}")
+        cased = [piece for piece in self._pieces if piece[:1] != "[" and piece != piece.lower()]
+        if len(cased) > 0.01 * len(self._pieces):
+            raise ValueError(
+                f"{where}: {len(cased)} pieces have capital letters, such as {cased[0]!r}; "
+                "only uncased vocabularies are supported."
+            )
+        self._finish_construction(where)
+        model = tokenizers.models.WordPiece(
+            vocab=self._ids, unk_token=UNK, max_input_chars_per_word=100
+        )
+        # No special token is registered with the library: that is what keeps "[MASK]" text.
+        self._backend = tokenizers.Tokenizer(model)
+        self._backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+        self._backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+        self._backend.decoder = tokenizers.decoders.WordPiece()
+        self._word_ids: dict[str, list[int]] = {}
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str]) -> "WordPieceTokenizer":
+        """Reads BERT's `vocab.txt`: one piece a line, the line number is the id."""
+        with open(path, encoding="utf-8", newline="\n") as lines:
+            try:
+                pieces = [line.rstrip("\r\n") for line in lines]
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: not a UTF-8 text file ({error}).") from error
+        return cls(pieces, where=str(path))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._pieces)
+
+    def id_to_piece(self, token_id: int) -> str:
+        return self._pieces[self._check_id(token_id)]
+
+    def piece_to_id(self, piece: str) -> int | None:
+        return self._ids.get(piece)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        # BERT splits at every space before anything else, so words can be looked up on their own.
+        known = self._word_ids
+        encoded = []
+        for text in texts:
+            words = text.split(" ")
+            try:
+                encoded.append([token for word in words for token in known[word]])
+            except KeyError:
+                self._learn(words)
+                encoded.append([token for word in words for token in known[word]])
+        return encoded
+
+    def _learn(self, words: list[str]) -> None:
+        known = self._word_ids
+        if len(known) + len(words) > _MAX_CACHED_WORDS:
+            known.clear()
+        for word in words:
+            if word not in known:
+                known[word] = self._backend.encode(word, add_special_tokens=False).ids
+
+    def _decode_ordinary(self, ids: list[int]) -> str:
+        for token_id in ids:
+            self._check_id(token_id)
+        return self._backend.decode(ids, skip_special_tokens=False)
+
+    def to_dict(self) -> dict[str, object]:
+        return {"kind": "wordpiece", "vocabulary": self._pieces}
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model whose pieces include the five special ones, [PAD] with id 0."""
+
+    def __init__(self, model: bytes, where: str = "SentencePiece model"):
+        """Arguments:
+          model: the serialised model, i.e. the bytes of a `.model` file.
+          where: named in error messages, such as the file it came from.
+
+        Raises:
+          ValueError: if it is no SentencePiece model or lacks the special pieces.
+        """
+        self._model = bytes(model)
+        self._backend = sentencepiece.SentencePieceProcessor()
+        try:
+            self._backend.LoadFromSerializedProto(self._model)
+        except RuntimeError as error:
+            raise ValueError(f"{where}: not a SentencePiece model ({error}).") from error
+        self._finish_construction(where)
+        for piece in (PAD, CLS, SEP, MASK):
+            if not self._backend.IsControl(self._special[piece]):
+                raise ValueError(
+                    f"{where}: {piece} is not a control symbol, so it could come out of running "
+                    "text; train the model with it among control_symbols."
+                )
+
+    @property
+    def vocab_size(self) -> int:
+        return self._backend.GetPieceSize()
+
+    def id_to_piece(self, token_id: int) -> str:
+        return self._backend.IdToPiece(self._check_id(token_id))
+
+    def piece_to_id(self, piece: str) -> int | None:
+        # The library answers the unknown id for a piece it does not have.
+        token_id = self._backend.PieceToId(piece)
+        return token_id if self._backend.IdToPiece(token_id) == piece else None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._backend.EncodeAsIds(list(texts), num_threads=1)
+
+    def _decode_ordinary(self, ids: list[int]) -> str:
+        return self._backend.DecodeIds([self._check_id(token_id) for token_id in ids])
+
+    def to_dict(self) -> dict[str, object]:
+        return {"kind": "sentencepiece", "model": base64.b64encode(self._model).decode("ascii")}
+
+
+def tokenizer_from_dict(content: dict[str, object], where: str = "tokenizer") -> Tokenizer:
+    """The inverse of `Tokenizer.to_dict`. Raises ValueError, naming `where`, for anything else."""
+    kind = content.get("kind") if isinstance(content, dict) else None
+    try:
+        if kind == "wordpiece":
+            return WordPieceTokenizer(content["vocabulary"], where=where)
+        if kind == "sentencepiece":
+            return SentencePieceTokenizer(base64.b64decode(content["model"]), where=where)
+    except KeyError as error:
+        raise ValueError(f"{where}: the key {error} of a {kind} tokenizer is missing.") from error
+    raise ValueError(f"{where}: 'kind' is {kind!r}, expected 'wordpiece' or 'sentencepiece'.")
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Reads a tokenizer file of any supported kind, recognised by its ending.
+
+    `.json`: written by `Tokenizer.save`; `.txt`: BERT's vocabulary; `.model`: SentencePiece.
+
+    Raises:
+      ValueError: for another ending, or a file that is not what its ending says.
+      FileNotFoundError: if there is no such file.
+    """
+    path = Path(path)
+    if path.suffix == ".txt":
+        return WordPieceTokenizer.from_file(path)
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(path.read_bytes(), where=str(path))
+    if path.suffix == ".json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not a JSON file ({error}).") from error
+        return tokenizer_from_dict(content, where=str(path))
+    raise ValueError(
+        f"{path}: a tokenizer is a vocab.txt, a tokenizer.json saved by this library, or a "
+        "SentencePiece .model file."
+    )
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
+    """Trains an uncased SentencePiece unigram model; the same texts give the same bytes.
+
+    Arguments:
+      texts: sentences or paragraphs. All are held in memory: pass a sample of a large corpus.
+      vocab_size: number of ids, special pieces included.
+
+    Raises:
+      ValueError: if there is no text, or too little for this vocabulary size.
+    """
+    model = io.BytesIO()
+    lines = _short_lines(texts)
+    first = next(lines, None)
+    if first is None:
+        raise ValueError("There is no text to train a SentencePiece model on.")
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=itertools.chain([first], lines),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            normalization_rule_name="nmt_nfkc_cf",  # case folded, as uncased BERT is
+            character_coverage=0.9995,
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            pad_piece=PAD,
+            unk_piece=UNK,
+            control_symbols=[CLS, SEP, MASK],
+            # Sums of the training run in this many parts whatever the machine: a fixed number
+            # keeps the result the same everywhere.
+            num_threads=8,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = re.sub(r"^.*?\] ?", "", str(error)).strip() or str(error)
+        raise ValueError(
+            f"Cannot train a SentencePiece model of {vocab_size} pieces on this text: {reason}"
+        ) from error
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def _short_lines(texts: Iterable[str]) -> Iterator[str]:
+    """Cuts at spaces into lines below SentencePiece's limit of 4,192 bytes, which drops longer."""
+    for text in map(str.strip, texts):
+        while len(text) > 1000:
+            cut = text.rfind(" ", 0, 1000)
+            cut = 1000 if cut <= 0 else cut
+            yield text[:cut]
+            text = text[cut:].lstrip(" ")
+        if text:
+            yield text
+
+
+def _first_duplicate(pieces: Sequence[str]) -> str:
+    first_line: dict[str, int] = {}
+    for line, piece in enumerate(pieces, start=1):
+        if piece in first_line:
+            return f"line {line} repeats {piece!r} of line {first_line[piece]}."
+        first_line[piece] = line
+    raise AssertionError("no duplicate")

@@ -1,0 +1,89 @@
+"""Fills [MASK] in a sentence with a pretrained model's likeliest words.
+
+    python -m bipft_jax.fill_mask --workdir DIR "The capital of France is [MASK]."
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bipft_jax.data.tokenizers import Tokenizer
+from bipft_jax.models.bert import BertForPreTraining
+from bipft_jax.training.warm_start import Source, load_source
+
+MASK = "[MASK]"
+
+
+def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
+    """[CLS] text [SEP], each literal "[MASK]" being the mask token.
+
+    Raises: ValueError if there is no [MASK] in the text.
+    """
+    pieces = text.split(MASK)
+    if len(pieces) == 1:
+        raise ValueError(f"no {MASK} in {text!r}: put {MASK} where a word is to be found")
+    ids = [tokenizer.cls_id, *tokenizer.encode(pieces[0])]
+    for piece in pieces[1:]:
+        ids += [tokenizer.mask_id, *tokenizer.encode(piece)]
+    return [*ids, tokenizer.sep_id]
+
+
+def fill_mask(source: Source, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
+    """The likeliest pieces for each [MASK] of a text, with their probabilities.
+
+    Raises: ValueError if the text has no [MASK], is too long, or the model has no MLM head.
+    """
+    if source.classes:
+        raise ValueError(
+            f"{source.workdir} holds a finetuned classifier, which has no masked-word head: give "
+            "the workdir of a pretraining run"
+        )
+    tokenizer = source.tokenizer
+    ids = np.asarray(encode_masked(tokenizer, text))
+    positions = np.flatnonzero(ids == tokenizer.mask_id)
+    model = BertForPreTraining(source.config())
+    inputs = jnp.asarray(ids)[None]
+    output = model.apply(
+        {"params": source.params},
+        inputs,
+        jnp.zeros_like(inputs),
+        jnp.ones_like(inputs),
+        jnp.asarray(positions)[None],
+    )
+    special = jnp.asarray(sorted(tokenizer.special_ids))
+    logits = output.mlm_logits[0].astype(jnp.float32).at[:, special].set(-jnp.inf)
+    probabilities, found = jax.lax.top_k(jax.nn.softmax(logits), top)
+    return [
+        [
+            (tokenizer.id_to_piece(int(i)).removeprefix("▁"), float(p))
+            for i, p in zip(row, ps, strict=True)
+        ]
+        for row, ps in zip(np.asarray(found), np.asarray(probabilities), strict=True)
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("text", help=f'a sentence with {MASK}, such as "The capital is {MASK}."')
+    parser.add_argument("--workdir", required=True, help="of a pretraining run")
+    parser.add_argument("--top", type=int, default=5, help="words to show (default 5)")
+    arguments = parser.parse_args(argv)
+    try:
+        filled = fill_mask(load_source(arguments.workdir), arguments.text, arguments.top)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    for number, words in enumerate(filled, start=1):
+        if len(filled) > 1:
+            print(f"{MASK} number {number}")
+        for word, probability in words:
+            print(f"{probability:8.4f}  {word}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""Finetuning on a GLUE task: the loop from a checkpoint and a task to scores, read top to bottom.
+
+For each seed, in WORKDIR/seed_N: make or restore the state, then for every update: next batch,
+step; every `log_every` updates telemetry; every epoch (or `evaluate_every` updates) the dev scores
+and a checkpoint, the best by the task's selection metric. A finished seed leaves result.json and is
+not run again; WORKDIR/result.json has all seeds, the majority-class baseline and the settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from bipft_jax.data import glue, glue_batches, glue_metrics
+from bipft_jax.models.bert import BertForSequenceClassification
+from bipft_jax.models.recipes import BertConfig, recipe_named
+from bipft_jax.training import sharding, state as states, step as steps
+from bipft_jax.training.checkpoints import Checkpointer
+from bipft_jax.training.flops import pretraining_flops
+from bipft_jax.training.optimizer import adamw, linear_schedule
+from bipft_jax.training.state import TrainState
+from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
+from bipft_jax.training.warm_start import (
+    Source,
+    checkpoint_description,
+    load_source,
+    warm_started,
+)
+from bipft_jax.training.workdir import claim_workdir, write_atomically
+
+RESULT_NAME = "result.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """A task's training split and dev splits, encoded; the first dev split selects."""
+
+    task: glue.GlueTask
+    train: glue_batches.EncodedSplit
+    dev: dict[str, glue_batches.EncodedSplit]
+    baseline: dict[str, dict[str, float]]
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+    """Finetunes once per seed and prints a table; goes on where a stopped run was.
+
+    Arguments:
+      config: of `configs/finetune.py`.
+      workdir: receives result.json and a directory for each seed.
+
+    Returns: what result.json holds.
+
+    Raises: ValueError with what to change, for a task, file, checkpoint or config that does not
+      fit.
+    """
+    task = glue.glue_task(config.task)
+    for key in ("init_from", "glue_dir"):
+        if not config[key]:
+            raise ValueError(f"{key} is empty: give --config.{key}=DIR (see configs/finetune.py)")
+    if config.schedule not in ("constant", "linear"):
+        raise ValueError(f"schedule is {config.schedule!r}: it must be constant or linear")
+    source = load_source(config.init_from)
+    data = load_task(task, config.glue_dir, source.tokenizer, config.max_length)
+    claim_workdir(workdir, config.to_dict())
+
+    results = [finetune_seed(config, Path(workdir), seed, data, source) for seed in config.seeds]
+    summary = summarise(config, data, results)
+    if jax.process_index() == 0:
+        _write_json(Path(workdir) / RESULT_NAME, summary)
+    print(table(summary))
+    return summary
+
+
+def load_task(task: glue.GlueTask, glue_dir: str, tokenizer, max_length: int) -> TaskData:
+    """Reads and encodes a task's files; all splits get one padded length, so one compilation."""
+    names = ("train", *glue.dev_splits(task, glue_dir))
+    splits = {name: glue.read_split(task, glue_dir, name) for name in names}
+    encoded = {
+        name: glue_batches.encode(split, tokenizer, max_length) for name, split in splits.items()
+    }
+    length = max(split.sequence_length for split in encoded.values())
+    encoded = {
+        name: dataclasses.replace(split, sequence_length=length) for name, split in encoded.items()
+    }
+    train_split = splits.pop("train")
+    baseline = {name: glue_metrics.baseline(train_split, dev) for name, dev in splits.items()}
+    return TaskData(task, encoded.pop("train"), encoded, baseline)
+
+
+def finetune_seed(
+    config: ml_collections.ConfigDict, workdir: Path, seed: int, data: TaskData, source: Source
+) -> dict[str, Any]:
+    """One finetuning run in WORKDIR/seed_N; returns its result, read back if it is finished."""
+    directory = workdir / f"seed_{seed}"
+    finished = directory / RESULT_NAME
+    if finished.exists():
+        return json.loads(finished.read_text())
+
+    task = data.task
+    total = glue_batches.updates_for_epochs(
+        len(data.train), config.batch_size, config.epochs or task.epochs
+    )
+    total = min(total, config.max_updates) if config.max_updates else total
+    schedule = config.learning_rate
+    if config.schedule == "linear":
+        schedule = linear_schedule(config.learning_rate, total // 10, total)
+    optimizer = adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
+
+    model_config = source.config(
+        dropout=config.dropout, dtype=config.dtype, compute=config.compute
+    )
+    model_config = dataclasses.replace(
+        model_config, recipe=recipe_named(config.recipe, config.estimator_rank)
+    )
+    model = BertForSequenceClassification(model_config, task.num_outputs)
+    mesh = sharding.data_mesh()
+    sharding.check_batch_size(config.batch_size, 1, mesh)
+
+    checkpointer = Checkpointer(
+        directory, keep_every=0, best_metric=task.selection_metric, best_mode="max"
+    )
+    with checkpointer:
+        state = _first_state(config, seed, data, source, model, optimizer, mesh)
+        restored = checkpointer.restore_latest(state)
+        state = state if restored is None else restored[0]
+        state = _loop(
+            config, directory, seed, data, source, model, optimizer, checkpointer, state, total, mesh
+        )
+        best = checkpointer.best_step()
+        result = {
+            "seed": seed,
+            "updates": total,
+            "best_update": best,
+            "best": checkpointer.metrics(best),
+            "last": checkpointer.metrics(int(state.step)),
+        }
+    if jax.process_index() == 0:
+        _write_json(finished, result)
+    return result
+
+
+def _first_state(config, seed, data, source, model, optimizer, mesh) -> TrainState:
+    batch = next(glue_batches.train_batches(data.train, config.batch_size, seed))
+    inputs = [jnp.asarray(batch[name]) for name in steps.SEQUENCE_INPUTS]
+    params = states.initial_params(model, jax.random.key(seed), *inputs)
+    if config.pretrained:
+        params = warm_started(params, model.config, model.classes, source)
+    params = states.calibrate(model, params, *inputs)
+    return sharding.put_replicated(mesh, states.new_state(params, optimizer))
+
+
+def _loop(
+    config, directory, seed, data, source, model, optimizer, checkpointer, state, total, mesh
+) -> TrainState:
+    update = jax.jit(steps.finetuning_step(model, optimizer, seed=seed), donate_argnums=0)
+    predict = jax.jit(steps.prediction_step(model))
+    length = data.train.sequence_length
+    meter = ThroughputMeter(
+        total_steps=total,
+        sequences_per_step=config.batch_size,
+        tokens_per_step=config.batch_size * length,
+        model_flops_per_step=pretraining_flops(model.config, config.batch_size, length, 0),
+    )
+    evaluated = _evaluation_steps(config, len(data.train), total)
+    description = checkpoint_description(model.config, model.classes, config.to_dict())
+    tokenizer = source.tokenizer.to_dict()
+    start = step = int(state.step)
+    batches = glue_batches.train_batches(data.train, config.batch_size, seed, start_update=start)
+    with Telemetry(directory, name=config.task, start_step=start, total_steps=total) as telemetry:
+        while step < total:
+            state, metrics = update(state, _put(mesh, next(batches)))
+            step += 1
+            if step == start + 1:
+                jax.block_until_ready(state.step)
+                meter.restart(step)
+            if step % config.log_every == 0 or step == total:
+                values = jax.device_get(metrics)
+                telemetry.log(step, {**values, **meter.rates(step)})
+            if step in evaluated:
+                scores = evaluate(predict, state.params, data, config.batch_size, mesh)
+                telemetry.log(step, scores, split="dev")
+                checkpointer.save(
+                    step, state, config=description, tokenizer=tokenizer, metrics=scores
+                )
+                meter.restart(step)
+    return state
+
+
+def _evaluation_steps(config, examples: int, total: int) -> set[int]:
+    """Updates after which to evaluate: the last, and every epoch's last or every n-th."""
+    if config.evaluate_every:
+        wanted = set(range(config.evaluate_every, total, config.evaluate_every))
+    else:
+        epochs = total * config.batch_size // examples
+        wanted = {
+            glue_batches.updates_for_epochs(examples, config.batch_size, epoch)
+            for epoch in range(1, epochs + 1)
+        }
+    return {step for step in wanted if step < total} | {total}
+
+
+def evaluate(predict, params, data: TaskData, batch_size: int, mesh) -> dict[str, float]:
+    """Scores on every dev split; those of further splits are named METRIC_SPLIT."""
+    scores: dict[str, float] = {}
+    for index, (name, split) in enumerate(data.dev.items()):
+        logits, weights = [], []
+        for batch in glue_batches.evaluation_batches(split, batch_size):
+            logits.append(predict(params, _put(mesh, batch)))
+            weights.append(batch["weights"])
+        real = np.concatenate(weights) > 0
+        outputs = np.concatenate(jax.device_get(logits))[real]
+        found = glue_metrics.evaluate(data.task, outputs, split.labels)
+        scores |= {(k if index == 0 else f"{k}_{name}"): v for k, v in found.items()}
+    return scores
+
+
+def summarise(
+    config: ml_collections.ConfigDict, data: TaskData, results: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """All seeds' results with mean and standard deviation of each best score."""
+    names = results[0]["best"]
+    columns = {name: [r["best"][name] for r in results] for name in names}
+    return {
+        "task": data.task.name,
+        "recipe": config.recipe,
+        "pretrained": config.pretrained,
+        "init_from": config.init_from,
+        "selection_metric": data.task.selection_metric,
+        "mean": {name: float(np.mean(column)) for name, column in columns.items()},
+        "standard_deviation": {
+            name: float(np.std(column, ddof=1)) if len(column) > 1 else None
+            for name, column in columns.items()
+        },
+        "majority_class": data.baseline[next(iter(data.dev))],
+        "seeds": results,
+        "config": config.to_dict(),
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """A summary for reading: a row for each seed, the mean, and the majority-class baseline."""
+    names = list(summary["mean"])
+    origin = "pretrained" if summary["pretrained"] else "not pretrained"
+    rows = [
+        [f"seed {r['seed']} (update {r['best_update']} of {r['updates']})", r["best"]]
+        for r in summary["seeds"]
+    ]
+    if len(rows) > 1:
+        rows.append(["mean", summary["mean"]])
+        rows.append(["standard deviation", summary["standard_deviation"]])
+    rows.append(["majority class", summary["majority_class"]])
+    lines = [f"{summary['task']}, {summary['recipe']}, {origin}: best dev scores, in percent"]
+    lines.append(f"{'':34}" + "".join(f"{name:>12}" for name in names))
+    for label, scores in rows:
+        cells = [f"{100 * scores[n]:12.1f}" if n in scores else f"{'-':>12}" for n in names]
+        lines.append(f"{label:34}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _put(mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Every process makes the same global batch and keeps its own rows."""
+    count, index = jax.process_count(), jax.process_index()
+    return sharding.put_batch(
+        mesh, {name: np.array_split(rows, count)[index] for name, rows in batch.items()}
+    )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(value, indent=1) + os.linesep)

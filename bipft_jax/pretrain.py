@@ -1,0 +1,342 @@
+"""Pretraining: the loop from a corpus and a config to checkpoints, read top to bottom.
+
+The order is fixed. Once: claim the workdir, load the corpus, make or restore the state. Then for
+every update: next batch, step; every `log_every` updates: write telemetry (read one step late, so
+that the device never waits); every `evaluate_every` updates: evaluate on held-out text, save. A
+batch, its masks and its dropout are functions of the seed and the step, so a run that is started
+again goes on as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from bipft_jax.data.corpus import Corpus, load_corpus
+from bipft_jax.data.pretraining import PretrainingExamples, pretraining_batches
+from bipft_jax.models.bert import BertForPreTraining
+from bipft_jax.models.recipes import BertConfig, bert_config, recipe_named
+from bipft_jax.training import sharding, state as states, step as steps, weight_statistics
+from bipft_jax.training.checkpoints import Checkpointer, verify_tokenizer
+from bipft_jax.training.distillation import Teacher, make_teacher
+from bipft_jax.training.flops import pretraining_flops
+from bipft_jax.training.optimizer import adamw, linear_schedule
+from bipft_jax.training.state import Params, TrainState
+from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
+from bipft_jax.training.warm_start import checkpoint_description, load_source, warm_started
+from bipft_jax.training.workdir import claim_workdir
+
+_EVALUATION_SEED = 0  # held-out examples are the same for every run on a corpus
+
+# Selects the best checkpoint: SPEC 2.5's MLM + NSP cross entropy on held-out text.
+BEST_METRIC = "loss"
+
+
+def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
+    """Pretrains a model, or goes on with a run that was stopped.
+
+    Arguments:
+      config: of `configs/pretrain.py`.
+      workdir: receives checkpoints, metrics.jsonl, TensorBoard files and config.json.
+
+    Returns: the final state, as it was saved.
+
+    Raises: ValueError with what to change, for a corpus, checkpoint, teacher, workdir or config
+      that does not fit; FloatingPointError when the loss is no longer finite.
+    """
+    if not config.corpus_dir:
+        raise ValueError(
+            "corpus_dir is empty: give --config.corpus_dir=DIR, a directory made by "
+            "python -m bipft_jax.data.corpus"
+        )
+    corpus = load_corpus(config.corpus_dir)
+    model_config = model_configuration(config, corpus.tokenizer.vocab_size)
+    mesh = sharding.data_mesh()
+    sharding.check_batch_size(config.batch_size, config.accumulation, mesh)
+    schedule = linear_schedule(config.learning_rate, config.warmup_updates, config.num_updates)
+    optimizer = adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
+    claim_workdir(workdir, config.to_dict())
+
+    examples = PretrainingExamples.from_corpus(corpus, "train", seed=config.seed)
+    model = BertForPreTraining(model_config)
+    checkpointer = Checkpointer(
+        workdir, keep_every=config.keep_every, best_metric=BEST_METRIC, best_mode="min"
+    )
+    with checkpointer:
+        state = restored_state(checkpointer, model_config, optimizer, corpus, mesh)
+        if state is None:
+            params = first_params(config, model, examples, corpus, mesh)
+            state = states.new_state(params, optimizer)
+        state = sharding.put_replicated(mesh, state)
+        teacher, teacher_params = load_teacher(config, model_config, corpus)
+        return _loop(
+            config,
+            workdir,
+            corpus,
+            examples,
+            model,
+            checkpointer,
+            optimizer,
+            schedule,
+            state,
+            teacher,
+            sharding.put_replicated(mesh, teacher_params),
+            mesh,
+        )
+
+
+def model_configuration(config: ml_collections.ConfigDict, vocab_size: int) -> BertConfig:
+    """The `BertConfig` that a pretraining config asks for."""
+    return bert_config(
+        recipe_named(config.recipe, config.estimator_rank),
+        config.size,
+        vocab_size,
+        dropout=config.dropout,
+        dtype=config.dtype,
+        compute=config.compute,
+        remat=config.remat,
+    )
+
+
+def restored_state(checkpointer, model_config, optimizer, corpus: Corpus, mesh):
+    """The state of the newest usable checkpoint; None if there is none."""
+    latest = checkpointer.latest_step()
+    if latest is None:
+        return None
+    verify_tokenizer(checkpointer.tokenizer(latest), corpus.tokenizer)
+    ids = jnp.zeros((1, 8), jnp.int32)
+    model = BertForPreTraining(model_config)
+
+    def make(key):
+        return states.new_state(model.init(key, ids, ids, ids, ids)["params"], optimizer)
+
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)
+        ),
+        jax.eval_shape(make, jax.random.key(0)),
+    )
+    restored = checkpointer.restore_latest(abstract)
+    return None if restored is None else restored[0]
+
+
+def first_params(
+    config: ml_collections.ConfigDict,
+    model: BertForPreTraining,
+    examples: PretrainingExamples,
+    corpus: Corpus,
+    mesh: jax.sharding.Mesh,
+) -> Params:
+    """Parameters before the first update: random or taken from `init_from`, scales from the first
+    batch."""
+    (batch,) = _batches(config, examples, first=0, last=1, mesh=mesh)
+    inputs = [batch[name] for name in steps.INPUTS]
+    params = states.initial_params(model, jax.random.key(config.seed), *inputs)
+    if config.init_from:
+        source = load_source(config.init_from)
+        verify_tokenizer(source.tokenizer.to_dict(), corpus.tokenizer)
+        params = warm_started(params, model.config, 0, source)
+        print(f"starting from {config.init_from}, step {source.step}")
+    return states.calibrate(model, params, *inputs)
+
+
+def load_teacher(
+    config: ml_collections.ConfigDict, student: BertConfig, corpus: Corpus
+) -> tuple[Teacher | None, Params | None]:
+    """The full-precision teacher named by the config, if any."""
+    if not config.teacher:
+        return None, None
+    source = load_source(config.teacher)
+    verify_tokenizer(source.tokenizer.to_dict(), corpus.tokenizer)
+    teacher_config = source.config(
+        dropout=config.dropout, dtype=config.dtype, compute=config.compute
+    )
+    teacher, params = make_teacher(
+        teacher_config, source.params, student, dropout=config.teacher_dropout
+    )
+    if not teacher.has_nsp:
+        print(f"the teacher {config.teacher} has no NSP head: the NSP soft loss is off")
+    return teacher, params
+
+
+def unigram_baseline(counts: np.ndarray, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """What always predicting by word frequency scores on the masked tokens of some batches.
+
+    Arguments:
+      counts: int [vocab], of the training text.
+      batches: with mlm_ids and mlm_weights [B, P].
+
+    Returns: unigram_accuracy (always the most frequent token) and unigram_perplexity (frequencies
+      with one added to each count).
+    """
+    ids = np.concatenate([b["mlm_ids"][b["mlm_weights"] > 0] for b in batches])
+    log_probability = np.log((counts + 1.0) / (counts.sum() + counts.size))
+    return {
+        "unigram_accuracy": float(np.mean(ids == np.argmax(counts))),
+        "unigram_perplexity": float(np.exp(-np.mean(log_probability[ids]))),
+    }
+
+
+def evaluate(step_fn, params: Params, batches: list[dict[str, jax.Array]]) -> dict[str, float]:
+    """Held-out metrics: losses (nats), MLM accuracy and perplexity over all masked tokens, NSP
+    accuracy over all sequences."""
+    results = jax.device_get([step_fn(params, batch) for batch in batches])
+
+    def mean(name: str, weight: str) -> float:
+        weights = np.array([r[weight] for r in results], np.float64)
+        values = np.array([r[name] for r in results], np.float64)
+        return float(np.sum(values * weights) / np.sum(weights))
+
+    mlm_loss = mean("mlm_loss", "masked_tokens")
+    nsp_loss = mean("nsp_loss", "sequences")
+    return {
+        "loss": mlm_loss + nsp_loss,
+        "mlm_loss": mlm_loss,
+        "mlm_accuracy": mean("mlm_accuracy", "masked_tokens"),
+        "mlm_perplexity": float(np.exp(mlm_loss)),
+        "nsp_loss": nsp_loss,
+        "nsp_accuracy": mean("nsp_accuracy", "sequences"),
+    }
+
+
+def _batches(config, examples, *, first: int, last: int, mesh):
+    """Global batches number first to last - 1, on the devices."""
+    host_batches = pretraining_batches(
+        examples,
+        config.batch_size,
+        start_batch=first,
+        num_batches=last - first,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.data_workers,
+    )
+    for batch in host_batches:
+        yield sharding.put_batch(mesh, batch)
+
+
+def _evaluation_batches(config, corpus: Corpus) -> list[dict[str, np.ndarray]]:
+    examples = PretrainingExamples.from_corpus(corpus, "validation", seed=_EVALUATION_SEED)
+    wanted = config.evaluation_sequences or len(examples)
+    size = min(config.batch_size // config.accumulation, len(examples))
+    number = max(1, min(wanted, len(examples)) // size)
+    return list(
+        pretraining_batches(
+            examples,
+            size,
+            num_batches=number,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+    )
+
+
+def _loop(
+    config,
+    workdir,
+    corpus,
+    examples,
+    model,
+    checkpointer,
+    optimizer,
+    schedule,
+    state,
+    teacher,
+    teacher_params,
+    mesh,
+) -> TrainState:
+    update = jax.jit(
+        steps.pretraining_step(
+            model,
+            optimizer,
+            seed=config.seed,
+            accumulation=config.accumulation,
+            teacher=teacher,
+        ),
+        donate_argnums=0,
+    )
+    evaluation_step = jax.jit(steps.evaluation_step(model))
+    codes_of = jax.jit(lambda p: weight_statistics.binary_codes(p, model.config.recipe.weight))
+    statistics = jax.jit(
+        lambda before, after, p: {
+            **weight_statistics.flip_ratios(before, after),
+            **weight_statistics.scales(p),
+        }
+    )
+    add = jax.jit(lambda total, new: jax.tree.map(jnp.add, total, new), donate_argnums=0)
+
+    held_out = _evaluation_batches(config, corpus)
+    baseline = unigram_baseline(corpus.unigram_counts, held_out)
+    held_out = [sharding.put_batch(mesh, batch) for batch in held_out]
+
+    start = step = int(state.step)
+    last = config.num_updates
+    length = corpus.sequence_length
+    predictions = held_out[0]["mlm_ids"].shape[1]
+    meter = ThroughputMeter(
+        total_steps=last,
+        sequences_per_step=config.batch_size,
+        tokens_per_step=config.batch_size * length,
+        model_flops_per_step=pretraining_flops(
+            model.config, config.batch_size, length, predictions
+        ),
+    )
+    description = checkpoint_description(model.config, 0, config.to_dict())
+    tokenizer = corpus.tokenizer.to_dict()
+    codes = codes_of(state.params)
+    totals: dict[str, Any] | None = None
+    counted = 0
+    unread: tuple[int, dict[str, Any]] | None = None
+
+    with Telemetry(workdir, name="pretrain", start_step=start, total_steps=last) as telemetry:
+
+        def read(point: tuple[int, dict[str, Any]]) -> None:
+            at, values = point
+            values = jax.device_get(values)
+            if not np.isfinite(values["loss"]):
+                raise FloatingPointError(
+                    f"the loss is {values['loss']} at update {at}: lower learning_rate or set "
+                    "clip_norm; the last checkpoint in the workdir is from before"
+                )
+            telemetry.log(at, {**values, **meter.rates(at)})
+
+        for batch in _batches(config, examples, first=start, last=last, mesh=mesh):
+            state, metrics = update(state, teacher_params, batch)
+            step += 1
+            totals = metrics if totals is None else add(totals, metrics)
+            counted += 1
+            if unread is not None:
+                read(unread)
+                unread = None
+            if step == start + 1:
+                jax.block_until_ready(state.step)
+                meter.restart(step)
+            if step % config.log_every == 0 or step == last:
+                new_codes = codes_of(state.params)
+                means = {name: value / counted for name, value in totals.items()}
+                unread = (
+                    step,
+                    {
+                        **means,
+                        "learning_rate": schedule(step - 1),
+                        **statistics(codes, new_codes, state.params),
+                    },
+                )
+                codes, totals, counted = new_codes, None, 0
+            if step % config.evaluate_every == 0 or step == last:
+                if unread is not None:
+                    read(unread)
+                    unread = None
+                results = evaluate(evaluation_step, state.params, held_out)
+                telemetry.log(step, {**results, **baseline}, split="validation")
+                checkpointer.save(
+                    step, state, config=description, tokenizer=tokenizer, metrics=results
+                )
+                meter.restart(step)
+    checkpointer.wait()
+    print(f"pretrained {step} updates: {os.path.abspath(workdir)}")
+    return state

@@ -1,0 +1,1 @@
+"""Losses, optimiser, state, sharding, checkpoints and telemetry of the two training loops."""

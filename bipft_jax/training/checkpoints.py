@@ -1,0 +1,520 @@
+"""Checkpoints: everything that continues, finetunes or serves a model, in one directory a step.
+
+    WORKDIR/checkpoints/STEP/params            the model's parameters
+                             training_state    the rest of the train state (step, optimizer)
+                             config            the run's configuration (JSON)
+                             tokenizer         the whole tokenizer (JSON)
+                             metrics           evaluation metrics of this step (JSON)
+                             about             format version, which metric is best (JSON)
+
+This is the only file that knows orbax. Orbax writes each checkpoint into a temporary directory, in
+the background, and renames it when it is complete, so a directory named by a step is always whole as
+far as writing goes; older checkpoints are deleted only after that rename.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+from etils import epath
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+import orbax.checkpoint as ocp
+
+from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
+from bipft_jax.training.parameters import differences, named_leaves
+from bipft_jax.training.workdir import absolute
+
+_FORMAT_VERSION = 1
+# The file of each JSON item, as orbax names it.
+_JSON_FILES = {
+    "config": "metadata", "tokenizer": "metadata", "about": "metadata", "metrics": "metrics"
+}
+# What TensorStore says when a file of an array is cut short, unreadable as such or gone. Other
+# failures (permissions, memory, an unreachable disk) say nothing about the checkpoint.
+_DAMAGE = re.compile(r"^(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|FAILED_PRECONDITION)\b")
+
+_log = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be found, read or written; the message says which and what to do."""
+
+
+class SaveError(CheckpointError):
+    """A checkpoint could not be written; the ones before it are untouched."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A committed checkpoint has a file that is missing, cut short or unreadable."""
+
+
+class RestoredParameters(NamedTuple):
+    """What finetuning and inference need of a checkpoint; arrays are in host memory."""
+
+    params: dict[str, Any]
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    step: int
+    metrics: dict[str, float | None]
+
+
+class Checkpointer:
+    """Saves and restores the checkpoints of one run. Use it as a context manager, or `close()` it.
+
+    Kept are the latest checkpoint, the best one by a metric, and every checkpoint whose step is a
+    multiple of `keep_every`. Saving is asynchronous: `save` returns when the state has been copied,
+    so that its buffers may be donated to the next step. A failure appears at the next `save`,
+    `wait` or `close`. All processes of a job make the same calls.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        keep_every: int,
+        best_metric: str | None,
+        best_mode: Literal["min", "max"],
+    ):
+        """Half-written checkpoints of a killed process are removed, at the latest by the next save.
+
+        Arguments:
+          workdir: checkpoints go to its `checkpoints` directory, which is created.
+          keep_every: keep the checkpoints of steps that are multiples of this; 0 keeps none so.
+          best_metric: the metric given to `save` by which one checkpoint is kept as the best; None
+            to keep none so.
+          best_mode: "min" if lower is better, "max" if higher is. Of equals the later is better.
+
+        Raises:
+          ValueError: `keep_every` is negative or `best_mode` unknown.
+        """
+        if keep_every < 0:
+            raise ValueError(f"keep_every is {keep_every}; it must be 0 (none) or a step count.")
+        if best_mode not in ("min", "max"):
+            raise ValueError(f'best_mode is {best_mode!r}; it must be "min" or "max".')
+        self._workdir = absolute(workdir)
+        self._directory = self._workdir / "checkpoints"
+        self._best_metric, self._best_mode = best_metric, best_mode
+        self._saving: int | None = None
+        self._set_aside_unreadable_metrics()
+
+        policies: list[Any] = [ocp.checkpoint_managers.LatestN(1)]
+        if keep_every:
+            policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
+        if best_metric is not None:
+            policies.append(
+                ocp.checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: _score(metrics, best_metric, best_mode),
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=True,
+                preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+            ),
+        )
+        self._metrics = {
+            step: _read_json(self._directory, step, "metrics") for step in self._manager.all_steps()
+        }
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        config: Mapping[str, Any],
+        tokenizer: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Begins to write a checkpoint and returns; waits first for the one before.
+
+        Arguments:
+          step: greater than `latest_step()`.
+          state: a flax.struct dataclass of jax arrays with a `params` field and a `replace` method.
+          config, tokenizer: JSON values (`ConfigDict.to_dict()`, `Tokenizer.to_dict()`), stored in
+            the checkpoint so that it can be used alone.
+          metrics: evaluation results at this step, if there are any; NaN and infinity become None.
+
+        Raises:
+          SaveError: this checkpoint, or the one whose writing was still going on, failed.
+          CheckpointError: `step` is not after the latest checkpoint.
+        """
+        self.wait()
+        latest = self.latest_step()
+        if latest is not None and step <= latest:
+            raise CheckpointError(
+                f"{self._directory} already has a checkpoint of step {latest}; step {step} cannot be "
+                "saved after it."
+            )
+        values = {name: float(value) for name, value in (metrics or {}).items()}
+        values = {name: x if math.isfinite(x) else None for name, x in values.items()}
+        about = {
+            "format": _FORMAT_VERSION,
+            "best_metric": self._best_metric,
+            "best_mode": self._best_mode,
+        }
+        items = ocp.args.Composite(
+            params=ocp.args.PyTreeSave(state.params),
+            training_state=ocp.args.PyTreeSave(state.replace(params=None)),
+            # A copy, because writing happens later and the caller may change its dictionary.
+            config=ocp.args.JsonSave(json.loads(json.dumps(config))),
+            tokenizer=ocp.args.JsonSave(dict(tokenizer)),
+            about=ocp.args.JsonSave(about),
+            metrics=ocp.args.JsonSave(values),
+        )
+        self._saving, self._metrics[step] = step, values
+        with self._naming_failure():
+            self._manager.save(step, args=items, metrics=values, force=True)
+
+    def wait(self) -> None:
+        """Blocks until the last `save` is on disk. Raises SaveError if it failed."""
+        with self._naming_failure():
+            self._manager.wait_until_finished()
+        self._saving = None
+
+    def close(self) -> None:
+        """Waits, then frees what the checkpointer holds. Raises SaveError if the save failed."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest checkpoint's step, counting one that is being written; None if there is none."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint; None if no checkpoint has the metric."""
+        metrics = {step: self._metrics[step] for step in self._manager.all_steps()}
+        return _best_step(metrics, self._best_metric, self._best_mode)
+
+    def config(self, step: int) -> dict[str, Any]:
+        """The configuration stored with a step."""
+        self.wait()
+        return _read_json(self._directory, step, "config")
+
+    def tokenizer(self, step: int) -> dict[str, Any]:
+        """The tokenizer stored with a step, for `tokenizer_from_dict` or `verify_tokenizer`."""
+        self.wait()
+        return _read_json(self._directory, step, "tokenizer")
+
+    def metrics(self, step: int) -> dict[str, float | None]:
+        """The metrics stored with a step; empty if it was saved without."""
+        self.wait()
+        return _read_json(self._directory, step, "metrics")
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """The train state of a step, bit for bit.
+
+        Arguments:
+          step: of an existing checkpoint.
+          abstract_state: the state with `jax.ShapeDtypeStruct`s (or arrays) as leaves; each array is
+            restored to its leaf's sharding, or to the first local device where a leaf has none.
+
+        Returns:
+          A state of the same structure as `abstract_state`.
+
+        Raises:
+          DamagedCheckpointError: a file is missing or cut short. Flipped bits are not noticed.
+          CheckpointError: there is no such step.
+          ValueError: names, shapes or dtypes are not those of `abstract_state`.
+        """
+        self.wait()
+        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or default
+            ),
+            abstract_state,
+        )
+        trees = {"params": target.params, "training_state": target.replace(params=None)}
+        sentences = [
+            sentence
+            for item, tree in trees.items()
+            for sentence in differences(
+                named_leaves(_stored_arrays(self._directory, step, item)), named_leaves(tree)
+            )
+        ]
+        if sentences:
+            raise ValueError(
+                f"The checkpoint {self._directory / str(step)} is of another model or optimizer: "
+                f"{'; '.join(sentences)}."
+            )
+        # Read only to see that they are whole: a checkpoint that lacks one is damaged.
+        for item in _JSON_FILES:
+            _read_json(self._directory, step, item)
+        restored = {
+            item: _read_arrays(
+                self._directory,
+                step,
+                item,
+                tree,
+                ocp.checkpoint_utils.construct_restore_args(tree),
+            )
+            for item, tree in trees.items()
+        }
+        return restored["training_state"].replace(params=restored["params"])
+
+    def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
+        """The newest undamaged checkpoint as (state, step); None if there are no checkpoints.
+
+        Damaged checkpoints that are newer are named in the log and, once an older one has been
+        restored, renamed to `damaged-STEP` so that their steps can be saved again. Nothing is
+        deleted. In a job of several processes a damaged checkpoint is an error instead, because
+        processes that read other files of it would not notice.
+
+        Raises:
+          DamagedCheckpointError: every checkpoint is damaged.
+          ValueError: as `restore`.
+        """
+        self.wait()
+        damaged: list[DamagedCheckpointError] = []
+        damaged_steps: list[int] = []
+        for step in reversed(self._manager.all_steps()):
+            try:
+                state = self.restore(step, abstract_state)
+            except DamagedCheckpointError as error:
+                if jax.process_count() > 1:
+                    raise
+                _log.error("%s Trying the checkpoint before it.", error)
+                damaged.append(error)
+                damaged_steps.append(step)
+                continue
+            for other in damaged_steps:
+                _set_aside(self._directory, other)
+            if damaged_steps:
+                self._manager.reload()
+            return state, step
+        if damaged:
+            raise DamagedCheckpointError(
+                f"No usable checkpoint is left in {self._directory}: {' '.join(map(str, damaged))} "
+                "Restore the directory from a backup, or start again with another --workdir."
+            )
+        return None
+
+    def _set_aside_unreadable_metrics(self) -> None:
+        # Orbax reads the metrics of every checkpoint at construction and would fail on each start.
+        if jax.process_index() == 0:
+            for step in _steps(self._directory):
+                path = self._directory / str(step) / "metrics" / "metrics"
+                try:
+                    json.loads(path.read_text())
+                except (ValueError, FileNotFoundError) as error:
+                    aside = _set_aside(self._directory, step)
+                    _log.error("%s is damaged: %s. It is now %s.", path, error, aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("set aside damaged checkpoints")
+
+    @contextlib.contextmanager
+    def _naming_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if self._saving is None:
+                raise
+            step, self._saving = self._saving, None
+            self._metrics.pop(step, None)
+            # Orbax forgets, before the new checkpoint is written, those it would have deleted after.
+            self._manager.reload()
+            latest = self._manager.latest_step()
+            usable = (
+                "No earlier checkpoint exists."
+                if latest is None
+                else f"The checkpoint of step {latest} is untouched and usable."
+            )
+            raise SaveError(
+                f"The checkpoint of step {step} could not be written to {self._directory}: "
+                f"{_reason(error)}. {usable} Make room or repair the disk, then start the same "
+                f"command with --workdir={self._workdir} again."
+            ) from error
+
+
+def restore_params(
+    workdir: str | os.PathLike[str], step: int | str | None = None
+) -> RestoredParameters:
+    """The parameters of a checkpoint, with what is needed to use them; no optimizer state is read.
+
+    Arguments:
+      workdir: of a pretraining or finetuning run.
+      step: a step, "best" (by the metric that run selects by), or "latest" or None for the newest
+        that is not damaged (damaged ones are named in the log).
+
+    Returns:
+      Parameters as nested dictionaries of NumPy arrays, whatever devices they were trained on.
+
+    Raises:
+      CheckpointError: there are no checkpoints, or not this one.
+      DamagedCheckpointError: the one asked for, or every one, is damaged.
+    """
+    directory = absolute(workdir) / "checkpoints"
+    steps = _steps(directory)
+    if not steps:
+        raise CheckpointError(f"There are no checkpoints in {directory}. Is {workdir} a workdir?")
+    if isinstance(step, int):
+        return _read_parameters(directory, step)
+    if step == "best":
+        about = _read_json(directory, steps[-1], "about")
+        metrics = {candidate: _read_json(directory, candidate, "metrics") for candidate in steps}
+        best = _best_step(metrics, about["best_metric"], about["best_mode"])
+        if best is None:
+            raise CheckpointError(
+                f"No checkpoint in {directory} has the metric {about['best_metric']!r}, so none is "
+                'the best: ask for the "latest" or a step.'
+            )
+        return _read_parameters(directory, best)
+    if step not in ("latest", None):
+        raise CheckpointError(f'{step!r} is not a step, "best" or "latest".')
+    damaged: list[str] = []
+    for candidate in reversed(steps):
+        try:
+            return _read_parameters(directory, candidate)
+        except DamagedCheckpointError as error:
+            _log.error("%s Trying the checkpoint before it.", error)
+            damaged.append(str(error))
+    raise DamagedCheckpointError(" ".join(damaged))
+
+
+def verify_tokenizer(checkpoint_tokenizer: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """Refuses a tokenizer that is not the one a checkpoint was trained with.
+
+    Arguments:
+      checkpoint_tokenizer: as stored in the checkpoint.
+      tokenizer: about to be used, such as the corpus's.
+
+    Raises:
+      ValueError: their fingerprints differ.
+    """
+    own = tokenizer_from_dict(dict(checkpoint_tokenizer))
+    if own.fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"The checkpoint was trained with another tokenizer: its own is {_describe(own)}, this "
+            f"one is {_describe(tokenizer)}. Use data prepared with the checkpoint's tokenizer, or "
+            "a checkpoint trained with this one."
+        )
+
+
+def _describe(tokenizer: Tokenizer) -> str:
+    return (
+        f"a {type(tokenizer).__name__} with {tokenizer.vocab_size} pieces "
+        f"(fingerprint {tokenizer.fingerprint[:12]})"
+    )
+
+
+def _score(metrics: Mapping[str, float | None], metric: str, mode: str) -> float:
+    """Higher is better; minus infinity for a checkpoint without the metric."""
+    value = metrics.get(metric)
+    if value is None:
+        return -math.inf
+    return value if mode == "max" else -value
+
+
+def _best_step(
+    metrics: Mapping[int, Mapping[str, float | None]], metric: str | None, mode: str
+) -> int | None:
+    if metric is None:
+        return None
+    scores = [(_score(values, metric, mode), step) for step, values in metrics.items()]
+    score, step = max(scores, default=(-math.inf, None))
+    return None if score == -math.inf else step
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """Steps of the complete checkpoints in a directory, ascending; empty if there is no directory."""
+    if not directory.exists():
+        return []
+    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(directory))
+
+
+def _require(directory: epath.Path, step: int) -> None:
+    steps = _steps(directory)
+    if step not in steps:
+        there = f"there are {', '.join(map(str, steps))}" if steps else "there are none at all"
+        raise CheckpointError(f"{directory} has no checkpoint of step {step}; {there}.")
+
+
+def _read_json(directory: epath.Path, step: int, item: str) -> dict[str, Any]:
+    _require(directory, step)
+    with _naming_damage(directory, step):
+        return json.loads((directory / str(step) / item / _JSON_FILES[item]).read_text())
+
+
+def _stored_arrays(directory: epath.Path, step: int, item: str) -> Any:
+    """The tree of shapes and dtypes of an item's arrays, read from its description."""
+    _require(directory, step)
+    with _naming_damage(directory, step):
+        metadata = ocp.PyTreeCheckpointHandler().metadata(directory / str(step) / item)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree
+        )
+
+
+def _read_arrays(directory: epath.Path, step: int, item: str, tree: Any, how: Any) -> Any:
+    """The arrays of an item in the structure of `tree`; `how` has a RestoreArgs for each leaf."""
+    with _naming_damage(directory, step), ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(
+            directory / str(step) / item, args=ocp.args.PyTreeRestore(tree, restore_args=how)
+        )
+
+
+def _read_parameters(directory: epath.Path, step: int) -> RestoredParameters:
+    tree = _stored_arrays(directory, step, "params")
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return RestoredParameters(
+        params=_read_arrays(directory, step, "params", tree, as_numpy),
+        config=_read_json(directory, step, "config"),
+        tokenizer=_read_json(directory, step, "tokenizer"),
+        step=step,
+        metrics=_read_json(directory, step, "metrics"),
+    )
+
+
+def _set_aside(directory: epath.Path, step: int) -> epath.Path:
+    target, count = directory / f"damaged-{step}", 1
+    while target.exists():
+        count += 1
+        target = directory / f"damaged-{step}-{count}"
+    (directory / str(step)).rename(target)
+    return target
+
+
+@contextlib.contextmanager
+def _naming_damage(directory: epath.Path, step: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, json.JSONDecodeError | UnicodeDecodeError | FileNotFoundError) or (
+                _DAMAGE.match(str(cause))
+            ):
+                raise DamagedCheckpointError(
+                    f"The checkpoint {directory / str(step)} is damaged: {_reason(cause)}."
+                ) from error
+            cause = cause.__cause__
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    """One short line; what the operating system said where it said something."""
+    code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    if code:
+        return os.strerror(int(code.group(1)))
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= 300 else line[:300] + "..."

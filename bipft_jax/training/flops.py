@@ -1,0 +1,18 @@
+"""How many floating-point operations the mathematics of an update needs."""
+
+from __future__ import annotations
+
+from bipft_jax.models.recipes import BertConfig
+
+
+def pretraining_flops(config: BertConfig, sequences: int, length: int, predictions: int) -> float:
+    """Model FLOPs of one update, forward and backward, as if nothing were quantised.
+
+    Two operations a multiply-add, the backward pass twice the forward; matrix products only (Chowdhery
+    et al. 2022, appendix B), so that recipes of one size are measured by one rule.
+    """
+    h, inner, s = config.hidden, config.intermediate, length
+    linears = config.layers * (4 * h * h + 2 * h * inner)
+    attention = config.layers * 2 * s * h
+    heads = predictions * (h * h + h * config.vocab_size) + h * h + 2 * h
+    return 6.0 * sequences * (s * (linears + attention) + heads)

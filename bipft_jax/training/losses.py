@@ -1,0 +1,72 @@
+"""Losses as sums over a micro-batch divided by the counts of the whole update.
+
+So the gradient of an update is the plain sum of its micro-batches' gradients, and cutting a batch
+into micro-batches changes nothing (`training/step.py`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bipft_jax.models.bert import PretrainingOutput
+
+Batch = dict[str, jax.Array]
+
+
+class Counts(NamedTuple):
+    """Denominators of a whole update: sequences, and masked tokens (at least 1)."""
+
+    sequences: jax.Array
+    masked_tokens: jax.Array
+
+
+def counts_of(batch: Batch) -> Counts:
+    """Counts of a batch of MLM + NSP examples."""
+    return Counts(
+        jnp.asarray(batch["nsp_labels"].size, jnp.float32),
+        jnp.maximum(jnp.sum(batch["mlm_weights"]), 1.0),
+    )
+
+
+def pretraining_loss(output: PretrainingOutput, batch: Batch, counts: Counts):
+    """MLM + NSP cross entropy (SPEC 2.5, `real`).
+
+    Arguments:
+      output: of `BertForPreTraining` on the batch.
+      batch: mlm_ids int [B, P], mlm_weights float [B, P], nsp_labels int [B].
+      counts: denominators of the whole update that this batch is a part of.
+
+    Returns: (loss, metrics): scalars in nats; the metrics add up over micro-batches.
+    """
+    weights = batch["mlm_weights"] / counts.masked_tokens
+    mlm_logits = output.mlm_logits.astype(jnp.float32)
+    mlm = optax.softmax_cross_entropy_with_integer_labels(mlm_logits, batch["mlm_ids"])
+    nsp_logits = output.nsp_logits.astype(jnp.float32)
+    nsp = optax.softmax_cross_entropy_with_integer_labels(nsp_logits, batch["nsp_labels"])
+    metrics = {
+        "mlm_loss": jnp.sum(mlm * weights),
+        "nsp_loss": jnp.sum(nsp) / counts.sequences,
+        "mlm_accuracy": jnp.sum((jnp.argmax(mlm_logits, -1) == batch["mlm_ids"]) * weights),
+        "nsp_accuracy": jnp.sum(jnp.argmax(nsp_logits, -1) == batch["nsp_labels"])
+        / counts.sequences,
+    }
+    return metrics["mlm_loss"] + metrics["nsp_loss"], metrics
+
+
+def classification_loss(logits: jax.Array, batch: Batch) -> jax.Array:
+    """Mean cross entropy, or mean squared error where the labels are scores (one logit).
+
+    Arguments:
+      logits: [B, classes].
+      batch: labels int [B], or float [B] for regression; weights float [B], 0 on padding rows.
+    """
+    logits = logits.astype(jnp.float32)
+    if jnp.issubdtype(batch["labels"].dtype, jnp.floating):
+        each = jnp.square(logits[:, 0] - batch["labels"])
+    else:
+        each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    return jnp.sum(each * batch["weights"]) / jnp.maximum(jnp.sum(batch["weights"]), 1.0)

@@ -1,0 +1,63 @@
+"""The state of a run, and how its parameters come to be: random, warm-started, calibrated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bipft_jax.models.layers import SCALE_SUFFIX
+
+Params = dict[str, Any]
+
+
+@struct.dataclass
+class TrainState:
+    """step: int32 scalar, updates made; params: float32; opt_state: the optimiser's."""
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first update."""
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def is_scale(path: tuple[str, ...] | str) -> bool:
+    """Whether a parameter path names a learned quantization scale."""
+    return (path if isinstance(path, str) else path[-1]).endswith(SCALE_SUFFIX)
+
+
+def initial_params(model: nn.Module, key: jax.Array, *inputs: jax.Array) -> Params:
+    """Randomly initialised parameters; learned scales are NaN until `calibrate`."""
+    return jax.jit(model.init)(key, *inputs)["params"]
+
+
+def calibrate(model: nn.Module, params: Params, *inputs: jax.Array) -> Params:
+    """Gives every scale that is still NaN its value from one batch, dropout off (SPEC 1.4).
+
+    Scales that have a value keep it, and nothing else changes. Layers are calibrated in order: a
+    layer sees its predecessors already quantised.
+
+    Arguments:
+      model: called as model(*inputs), deterministic by default.
+      inputs: a real batch, the *global* one under several devices.
+
+    Raises: FloatingPointError if a scale comes out NaN or infinite (a batch with such values).
+    """
+    flat = flatten_dict(params)
+    if not any(is_scale(path) for path in flat):
+        return params
+    apply = jax.jit(lambda p, *x: model.apply({"params": p}, *x, mutable=["calibration"])[1])
+    scales = flatten_dict(apply(params, *inputs)["calibration"])
+    bad = ["/".join(path) for path, scale in scales.items() if not jnp.isfinite(scale).all()]
+    if bad:
+        raise FloatingPointError(f"calibration gave non-finite scales: {', '.join(bad)}")
+    return unflatten_dict({**flat, **scales})

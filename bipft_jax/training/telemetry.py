@@ -1,0 +1,272 @@
+"""What a run tells about itself: JSON lines, TensorBoard, throughput and a progress line."""
+
+from collections.abc import Callable, Mapping
+import datetime
+import json
+import math
+import os
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+import tqdm
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class Telemetry:
+    """Writes scalars of a run to WORKDIR/metrics.jsonl and WORKDIR/tensorboard, and prints them.
+
+    A line of metrics.jsonl is one JSON object: `step`, `time` (seconds since 1970) and the scalars
+    by name; NaN and infinities are null. Each line is flushed. In a job of several processes only
+    the first one writes and prints; all may call.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        name: str,
+        start_step: int = 0,
+        total_steps: int | None = None,
+    ):
+        """Opens the files, and drops what an earlier, killed process logged after `start_step`.
+
+        Arguments:
+          workdir: a local (or mounted) directory, for files in a bucket cannot be appended to.
+          name: what is running ("pretrain", "finetune"); begins the progress line.
+          start_step: the step the run was restored at; 0 for a new run, which drops every line.
+          total_steps: the last step, for the progress line.
+
+        Raises:
+          ValueError: `workdir` is a bucket, or metrics.jsonl has a line, other than an unfinished
+            last one, that is not one of its own.
+        """
+        self._name, self._total_steps = name, total_steps
+        self._file = self._board = None
+        if jax.process_index() != 0:
+            return
+        if "://" in os.fspath(workdir):
+            raise ValueError(
+                f"{os.fspath(workdir)}: telemetry needs a directory that it can append to. Mount the "
+                "bucket (gcsfuse) and give the mounted path as --workdir."
+            )
+        directory = Path(workdir)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._path = directory / METRICS_NAME
+        if self._path.exists():
+            _drop_lines_after(self._path, start_step)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._board = tensorboardX.SummaryWriter(
+            str(directory / "tensorboard"),
+            # TensorBoard hides what earlier event files have from this step on.
+            purge_step=start_step + 1 if start_step else 0,
+            # The name has only seconds otherwise: a quick restart would overwrite the file.
+            filename_suffix=f".from-{start_step}",
+        )
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def log(self, step: int, scalars: Mapping[str, Any], *, split: str | None = None) -> None:
+        """Writes one log point and prints its progress line.
+
+        Arguments:
+          step: number of finished updates.
+          scalars: numbers or arrays of one element by name; arrays on a device are fetched, which
+            waits for them. Names that the progress line knows: see `progress_line`.
+          split: such as "validation": scalars are then written as "validation/NAME".
+
+        Raises:
+          ValueError: a value is not a number.
+          OSError: metrics.jsonl cannot be written (disk full); the message has its path.
+        """
+        if self._file is None or self._board is None:
+            return
+        # An explicit fetch, which a transfer guard allows.
+        values = {name: _number(name, value) for name, value in jax.device_get(dict(scalars)).items()}
+        prefix = f"{split}/" if split else ""
+        record: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
+        for name, value in values.items():
+            finite = math.isfinite(value)
+            record[prefix + name] = value if finite else None
+            if finite:
+                self._board.add_scalar(prefix + name, value, step)
+        try:
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._board.flush()
+        label = f"{self._name} {split}" if split else self._name
+        line = f"{label} {progress_line(step, values, total_steps=self._total_steps)}"
+        # One line a log point: it goes above any tqdm bar and needs no terminal.
+        tqdm.tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        if self._file is not None and self._board is not None:
+            self._file.close()
+            self._board.close()
+            self._file = self._board = None
+
+
+class ThroughputMeter:
+    """Rates between log points, without the first step, which compiles.
+
+    Call `restart(step)` when the first step is finished, and again after anything that is not
+    training (evaluation, a blocking save); call `rates(step)` at each log point. JAX returns before
+    a step is done, so make both calls after a value of that step has arrived on the host.
+    """
+
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        sequences_per_step: int,
+        tokens_per_step: int,
+        model_flops_per_step: float,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        """Arguments:
+        total_steps: of the run, for the time that remains.
+        sequences_per_step, tokens_per_step: of the global batch; tokens count padding.
+        model_flops_per_step: floating-point operations that the model's mathematics needs for
+          forward and backward, whatever the hardware executes.
+        clock: seconds.
+        """
+        self._total_steps = total_steps
+        self._per_step = {
+            "sequences_per_second": sequences_per_step,
+            "tokens_per_second": tokens_per_step,
+            "model_flops_per_second": model_flops_per_step,
+        }
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+        self._last: tuple[int, float] | None = None
+
+    def restart(self, step: int) -> None:
+        """Begins a new interval at `step`, leaving out of the rates what happened before."""
+        self._last = (step, self._clock())
+        self._first = self._first or self._last
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Rates since the last call of either method, and begins a new interval.
+
+        Returns:
+          `sequences_per_second`, `tokens_per_second`, `model_flops_per_second` and `eta_seconds`
+          (from the whole time since the first `restart`, evaluation and saving included); empty if
+          there is no interval yet, or no step in it.
+        """
+        last = self._last
+        self.restart(step)
+        if last is None or self._first is None or step <= last[0]:
+            return {}
+        now = self._last[1]
+        steps_per_second = (step - last[0]) / max(now - last[1], 1e-9)
+        seconds_per_step = (now - self._first[1]) / (step - self._first[0])
+        rates = {name: steps_per_second * count for name, count in self._per_step.items()}
+        return rates | {"eta_seconds": max(self._total_steps - step, 0) * seconds_per_step}
+
+
+def progress_line(
+    step: int, values: Mapping[str, float], *, total_steps: int | None = None
+) -> str:
+    """One readable line of a log point, without a line break.
+
+        1200/10000  12.0%  loss 6.512  mlm 6.010 (acc 0.103)  nsp 0.500 (acc 0.751)  lr 1.2e-04
+        flips 0.012%  412 seq/s  26.4k tok/s  85.1 GFLOP/s  eta 0:41:10
+
+    (in one line). Names shown specially: `loss`, `mlm_loss`, `mlm_accuracy`, `nsp_loss`,
+    `nsp_accuracy`, `learning_rate`, `flip_ratio` (a fraction) and those of `ThroughputMeter`. Any
+    other name is shown as it is, unless it contains "/": those are for the files.
+    """
+    rest = dict(values)
+    if total_steps:
+        parts = [f"{step:>{len(str(total_steps))}}/{total_steps}", f"{step / total_steps:5.1%}"]
+    else:
+        parts = [f"{step}"]
+    if "loss" in rest:
+        parts.append(f"loss {rest.pop('loss'):.3f}")
+    for task in ("mlm", "nsp"):
+        loss, accuracy = rest.pop(f"{task}_loss", None), rest.pop(f"{task}_accuracy", None)
+        shown = [] if loss is None else [f"{loss:.3f}"]
+        shown += [] if accuracy is None else [f"(acc {accuracy:.3f})"]
+        if shown:
+            parts.append(" ".join([task, *shown]))
+    if "learning_rate" in rest:
+        parts.append(f"lr {rest.pop('learning_rate'):.1e}")
+    if "flip_ratio" in rest:
+        parts.append(f"flips {rest.pop('flip_ratio'):.3%}")
+    speed = []
+    if "sequences_per_second" in rest:
+        speed.append(f"{_with_prefix(rest.pop('sequences_per_second'))}seq/s")
+    if "tokens_per_second" in rest:
+        speed.append(f"{_with_prefix(rest.pop('tokens_per_second'))}tok/s")
+    if "model_flops_per_second" in rest:
+        speed.append(f"{_with_prefix(rest.pop('model_flops_per_second'), gap=True)}FLOP/s")
+    if "eta_seconds" in rest:
+        seconds = rest.pop("eta_seconds")
+        speed.append(f"eta {datetime.timedelta(seconds=round(seconds))}")
+    parts += [f"{name} {value:.4g}" for name, value in rest.items() if "/" not in name]
+    return "  ".join(parts + speed)
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The log points of a metrics.jsonl in the order they were written.
+
+    A last line that a killed process left unfinished is ignored.
+
+    Raises:
+      ValueError: another line is not a JSON object with a `step`; names the line.
+    """
+    with Path(path).open(encoding="utf-8", errors="replace") as file:
+        lines = file.readlines()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if number == len(lines) and not line.endswith("\n"):
+            break
+        try:
+            record = json.loads(line)
+            record["step"] += 0
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{path}:{number} is not a JSON object with a step: {line[:80].rstrip()!r}. Repair "
+                "or delete the line."
+            ) from error
+        records.append(record)
+    return records
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    kept = [record for record in read_metrics(path) if record["step"] <= step and step > 0]
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _number(name: str, value: Any) -> int | float:
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind in "OSUMmc":
+        raise ValueError(f"The scalar {name!r} is {value!r}; it must be one number.")
+    return array.astype(np.float64).item() if array.dtype.kind not in "iub" else int(array.item())
+
+
+def _with_prefix(value: float, gap: bool = False) -> str:
+    """Three significant digits with an SI prefix, ready for a unit: `412 `, `26.4k `, `85.1 G`."""
+    for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if value >= 0.9995 * 10**power:
+            text = f"{value / 10**power:.3g}"
+            return f"{text} {prefix}" if gap else f"{text}{prefix} "
+    return f"{value:.3g} "

@@ -1,0 +1,61 @@
+"""What the quantizers are doing, for telemetry: flips of binary weights, learned scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
+
+from bipft_jax.quantization.quantizers import Quantizer
+from bipft_jax.training.state import Params, is_scale
+
+LAYERS = "layers"  # the path element under which parameters are stacked, one slice a layer
+
+
+def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.Array]:
+    """The int8 codes of every kernel that is binarised: those with an input shift beside them.
+
+    Returns: codes by path, [layers, in, out] for stacked kernels, [1, in, out] for others; empty
+      for full precision.
+    """
+    if quantizer is None:
+        return {}
+    flat = flatten_dict(params, sep="/")
+    codes = {}
+    for path, kernel in flat.items():
+        site, _, leaf = path.rpartition("/")
+        if leaf == "kernel" and f"{site}/input_shift" in flat:
+            stacked = kernel if LAYERS in path.split("/") else kernel[None]
+            codes[site] = jax.vmap(lambda w: quantizer.encode(w, None).codes)(stacked)
+    return codes
+
+
+def flip_ratios(before: dict[str, jax.Array], after: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Fractions of weights whose code changed: `flip_ratio` over all, `flips/SITE/LAYER` each."""
+    changed = {
+        site: jnp.mean((codes != after[site]).astype(jnp.float32), axis=(1, 2))
+        for site, codes in before.items()
+    }
+    if not changed:
+        return {}
+    size = {site: before[site].size for site in before}
+    flips = sum(jnp.mean(changed[site]) * size[site] for site in changed)
+    return {"flip_ratio": flips / sum(size.values()), **_per_layer("flips", changed)}
+
+
+def scales(params: Params) -> dict[str, jax.Array]:
+    """Every learned scale, as `scales/SITE/LAYER`."""
+    flat = flatten_dict(params, sep="/")
+    found = {path: jnp.atleast_1d(value) for path, value in flat.items() if is_scale(path)}
+    return _per_layer("scales", found)
+
+
+def _per_layer(kind: str, values: dict[str, jax.Array]) -> dict[str, Any]:
+    named = {}
+    for site, layers in values.items():
+        name = site.removeprefix("bert/").replace("encoder/layers/", "")
+        for index in range(layers.shape[0]):
+            named[f"{kind}/{name}" + (f"/{index}" if LAYERS in site else "")] = layers[index]
+    return named

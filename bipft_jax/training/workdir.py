@@ -1,0 +1,84 @@
+"""A workdir belongs to one configuration: `config.json` is written once and compared afterwards."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+import jax
+
+CONFIG_NAME = "config.json"
+_ABSENT = "(absent)"
+
+
+def absolute(workdir: str | os.PathLike[str]) -> epath.Path:
+    """The workdir as an absolute path, local or in a bucket (`gs://...`)."""
+    text = os.fspath(workdir)
+    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+
+
+def write_atomically(path: epath.Path, text: str) -> None:
+    """Replaces a file in one step: a killed process leaves the old text or the new, never half."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def claim_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    """Ties a workdir to a configuration, so that a run is never resumed as a different run.
+
+    The first start writes WORKDIR/config.json; every later start compares. In a job of several
+    processes all call it and the first one writes.
+
+    Arguments:
+      workdir: created if it does not exist.
+      config: nested dictionaries of JSON values (`ConfigDict.to_dict()`); tuples count as lists.
+
+    Raises:
+      ValueError: the workdir has another configuration: names each key that differs, with both
+        values. Also if `config` is not JSON or config.json cannot be read.
+    """
+    path = absolute(workdir) / CONFIG_NAME
+    try:
+        text = json.dumps(config, indent=2, sort_keys=True)
+    except TypeError as error:
+        raise ValueError(f"The configuration cannot be written as JSON: {error}.") from error
+    if not path.exists():
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text + "\n")
+        return
+    try:
+        there = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}). Use another --workdir, or delete this file if you know "
+            "that the run in it has the configuration you are starting."
+        ) from error
+    old, new = _flatten(there), _flatten(json.loads(text))
+    # Compared as text: the key order was sorted, and NaN equals itself.
+    changed = [
+        f"  {key}: {old.get(key, _ABSENT)} there, {new.get(key, _ABSENT)} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+    ]
+    if changed:
+        raise ValueError(
+            f"{path.parent} holds a run with another configuration:\n" + "\n".join(changed) + "\n"
+            f"Use another --workdir for a new run, or the same configuration ({path}) to continue "
+            "this one."
+        )
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Values of nested dictionaries as JSON text by their dotted key."""
+    if not isinstance(value, dict) or (prefix and not value):
+        return {prefix: json.dumps(value, sort_keys=True)}
+    flat: dict[str, str] = {}
+    for key, entry in value.items():
+        flat |= _flatten(entry, f"{prefix}.{key}" if prefix else key)
+    return flat

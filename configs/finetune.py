@@ -1,0 +1,49 @@
+"""Finetuning on a GLUE task.
+
+    python launch/train.py --config=configs/finetune.py:RECIPE,TASK \
+        --config.init_from=PRETRAINING_WORKDIR --config.glue_dir=DIR --workdir=DIR
+
+RECIPE: fp, bipft_a, bipft_b. TASK: cola, sst2, mrpc, stsb, rte, wnli, qnli, qqp, mnli, or
+acceptability (`python -m bipft_jax.data.acceptability`). Size and tokenizer come from `init_from`.
+
+Defaults are the published recipe for base (SPEC 2.7): AdamW, constant 2e-5, batch 32, no warm-up,
+decay or clipping, the task table's epochs. Small models want a learning rate of 1e-4 to 5e-4.
+"""
+
+import ml_collections
+
+
+def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
+    """arg: "RECIPE,TASK"."""
+    recipe, _, task = arg.partition(",")
+    config = ml_collections.ConfigDict()
+    config.program = "finetune"
+
+    # Model
+    config.recipe = recipe
+    config.estimator_rank = -1  # rank of bipft_b's residual estimators; -1: the recipe's, 1
+    config.init_from = ""  # workdir of a pretraining run; its best checkpoint is taken
+    config.pretrained = True  # False takes only size and tokenizer from init_from: the baseline
+    config.dropout = 0.1  # of hidden states, attention probabilities and the pooled vector
+    config.dtype = "float32"  # of activations, or "bfloat16"
+    config.compute = "auto"  # products of codes: "int8", "bfloat16", "float32": same results
+
+    # Data
+    config.task = task or "sst2"
+    config.glue_dir = ""  # directory that holds CoLA/, SST-2/, ... as the benchmark ships them
+    config.max_length = 128  # tokens; longer sentences are cut, pairs longest first
+    config.seeds = (0,)  # each of them finetunes once: classifier, data order and dropout
+
+    # Optimisation
+    config.epochs = 0  # passes over the training split; 0: as the task table says
+    config.max_updates = 0  # stop after so many updates; 0: after the epochs
+    config.batch_size = 32  # sequences per update, over all devices
+    config.learning_rate = 2e-5
+    config.schedule = "constant"  # or "linear": warm-up over a tenth of the run, then decay to 0
+    config.weight_decay = 0.0  # decoupled, on matrices only
+    config.clip_norm = 0.0  # global gradient norm; 0: no clipping
+
+    # Output
+    config.log_every = 50  # updates
+    config.evaluate_every = 0  # updates between evaluations (and checkpoints); 0: every epoch
+    return config

@@ -1,0 +1,57 @@
+"""Pretraining on masked language modelling + next-sentence prediction.
+
+    python launch/train.py --config=configs/pretrain.py:RECIPE,SIZE \
+        --config.corpus_dir=DIR --workdir=DIR
+
+RECIPE: fp, bipft_a, bipft_b. SIZE: tiny, mini, small, medium, minilm, base, large
+(`bipft_jax/models/recipes.py` has both tables). DIR comes from `python -m bipft_jax.data.corpus`,
+which also fixes the tokenizer and the sequence length.
+
+Defaults are for a small model from scratch. The published BiPFT recipe for base: batch_size 512,
+learning_rate 2e-4, warmup_updates 5000, num_updates 500000 (62500 were effective, SPEC quirk 9),
+weight_decay 0, clip_norm 0, init_from and teacher a full-precision BERT.
+"""
+
+import ml_collections
+
+
+def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
+    """arg: "RECIPE,SIZE"."""
+    recipe, _, size = arg.partition(",")
+    config = ml_collections.ConfigDict()
+    config.program = "pretrain"
+
+    # Model
+    config.recipe = recipe
+    config.size = size or "mini"
+    config.estimator_rank = -1  # rank of bipft_b's residual estimators; -1: the recipe's, 1
+    config.dropout = 0.1  # of hidden states and attention probabilities
+    config.dtype = "float32"  # of activations, or "bfloat16"; latent weights are always float32
+    config.compute = "auto"  # products of codes: "int8", "bfloat16", "float32": same results
+    config.remat = "none"  # "dots" or "full" keep less for the backward pass and compute it again
+
+    # Data
+    config.corpus_dir = ""
+    config.seed = 0  # of parameters, data order, masks and dropout
+    config.data_workers = 0  # processes that make examples; 0: threads of this one
+
+    # Start
+    config.init_from = ""  # workdir whose best checkpoint to start from, such as an fp model
+    config.teacher = ""  # workdir of a full-precision model of the same size to distil from
+    config.teacher_dropout = True  # the reference's teacher runs with its dropout active
+
+    # Optimisation, counted in updates
+    config.num_updates = 10_000
+    config.batch_size = 256  # sequences per update, over all devices
+    config.accumulation = 1  # micro-batches that an update is cut into: less memory, same update
+    config.learning_rate = 5e-4  # peak; linear warm-up, then linear decay to 0
+    config.warmup_updates = 500
+    config.weight_decay = 0.01  # decoupled, on matrices only
+    config.clip_norm = 1.0  # global gradient norm; 0: no clipping
+
+    # Output
+    config.log_every = 50  # updates; means over them
+    config.evaluate_every = 1_000  # updates; held-out evaluation and a checkpoint
+    config.evaluation_sequences = 1_024  # of the validation split; 0: all
+    config.keep_every = 0  # keep the checkpoint of every such update beside best and latest
+    return config

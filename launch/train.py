@@ -1,0 +1,56 @@
+"""Starts a training run. Flags only; the loops are bipft_jax/pretrain.py and finetune.py.
+
+    python launch/train.py --config=configs/pretrain.py:bipft_b,mini \
+        --config.corpus_dir=DIR --workdir=DIR
+    python launch/train.py --config=configs/finetune.py:bipft_b,sst2 \
+        --config.init_from=DIR --config.glue_dir=DIR --workdir=DIR
+
+Any key of the config can be given as --config.KEY=VALUE. The same command again goes on where a
+stopped run was.
+"""
+
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from bipft_jax.errors import unknown_name
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A file of configs/ with its argument: FILE.py:ARGUMENT.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and telemetry.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Runs the program that the config is for."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    # Imported late, so that --help and a mistyped flag answer at once.
+    from bipft_jax import finetune, pretrain
+
+    programs = {"pretrain": pretrain.train, "finetune": finetune.train}
+    try:
+        programs[_CONFIG.value.program](_CONFIG.value, _WORKDIR.value)
+    except (ValueError, FloatingPointError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, which also names the config keys nearest to a mistyped one."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.UnrecognizedFlagError, AttributeError, KeyError) as error:
+        mistyped = [a.split("=")[0].removeprefix("--config.") for a in argv if "--config." in a]
+        if _CONFIG.value is not None:
+            for key in mistyped:
+                if key not in _CONFIG.value:
+                    sys.exit(f"error: {unknown_name('config key', key, _CONFIG.value)}")
+        sys.exit(f"error: {error}")
+    except (flags.Error, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=_parse_flags)

@@ -1,6 +1,6 @@
 """Fills [MASK] in a sentence with a pretrained model's likeliest words.
 
-    python -m bipft_jax.fill_mask --workdir DIR "The capital of France is [MASK]."
+python -m bipft_jax.fill_mask --workdir DIR "The capital of France is [MASK]."
 """
 
 from __future__ import annotations

@@ -18,11 +18,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from bipft_jax.data import glue, glue_batches, glue_metrics
 from bipft_jax.models.bert import BertForSequenceClassification
-from bipft_jax.models.recipes import BertConfig, recipe_named
-from bipft_jax.training import sharding, state as states, step as steps
+from bipft_jax.models.recipes import recipe_named
+from bipft_jax.training import sharding
+from bipft_jax.training import state as states
+from bipft_jax.training import step as steps
 from bipft_jax.training.checkpoints import Checkpointer
 from bipft_jax.training.flops import pretraining_flops
 from bipft_jax.training.optimizer import adamw, linear_schedule
@@ -49,6 +52,19 @@ class TaskData:
     baseline: dict[str, dict[str, float]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all seeds of a run share; total: updates of one seed."""
+
+    config: ml_collections.ConfigDict
+    data: TaskData
+    source: Source
+    model: BertForSequenceClassification
+    optimizer: optax.GradientTransformation
+    total: int
+    mesh: jax.sharding.Mesh
+
+
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     """Finetunes once per seed and prints a table; goes on where a stopped run was.
 
@@ -61,6 +77,21 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     Raises: ValueError with what to change, for a task, file, checkpoint or config that does not
       fit.
     """
+    run = make_run(config)
+    claim_workdir(workdir, config.to_dict())
+    results = [finetune_seed(run, Path(workdir) / f"seed_{seed}", seed) for seed in config.seeds]
+    summary = summarise(config, run.data, results)
+    if jax.process_index() == 0:
+        _write_json(Path(workdir) / RESULT_NAME, summary)
+    print(table(summary))
+    return summary
+
+
+def make_run(config: ml_collections.ConfigDict) -> Run:
+    """Loads checkpoint and task, and builds model, optimiser and mesh.
+
+    Raises: ValueError for a missing directory, an unknown name, or a batch that does not split.
+    """
     task = glue.glue_task(config.task)
     for key in ("init_from", "glue_dir"):
         if not config[key]:
@@ -69,14 +100,28 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
         raise ValueError(f"schedule is {config.schedule!r}: it must be constant or linear")
     source = load_source(config.init_from)
     data = load_task(task, config.glue_dir, source.tokenizer, config.max_length)
-    claim_workdir(workdir, config.to_dict())
-
-    results = [finetune_seed(config, Path(workdir), seed, data, source) for seed in config.seeds]
-    summary = summarise(config, data, results)
-    if jax.process_index() == 0:
-        _write_json(Path(workdir) / RESULT_NAME, summary)
-    print(table(summary))
-    return summary
+    total = glue_batches.updates_for_epochs(
+        len(data.train), config.batch_size, config.epochs or task.epochs
+    )
+    total = min(total, config.max_updates) if config.max_updates else total
+    schedule = config.learning_rate
+    if config.schedule == "linear":
+        schedule = linear_schedule(config.learning_rate, total // 10, total)
+    model_config = dataclasses.replace(
+        source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute),
+        recipe=recipe_named(config.recipe, config.estimator_rank),
+    )
+    mesh = sharding.data_mesh()
+    sharding.check_batch_size(config.batch_size, 1, mesh)
+    return Run(
+        config=config,
+        data=data,
+        source=source,
+        model=BertForSequenceClassification(model_config, task.num_outputs),
+        optimizer=adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm),
+        total=total,
+        mesh=mesh,
+    )
 
 
 def load_task(task: glue.GlueTask, glue_dir: str, tokenizer, max_length: int) -> TaskData:
@@ -95,72 +140,48 @@ def load_task(task: glue.GlueTask, glue_dir: str, tokenizer, max_length: int) ->
     return TaskData(task, encoded.pop("train"), encoded, baseline)
 
 
-def finetune_seed(
-    config: ml_collections.ConfigDict, workdir: Path, seed: int, data: TaskData, source: Source
-) -> dict[str, Any]:
+def finetune_seed(run: Run, directory: Path, seed: int) -> dict[str, Any]:
     """One finetuning run in WORKDIR/seed_N; returns its result, read back if it is finished."""
-    directory = workdir / f"seed_{seed}"
     finished = directory / RESULT_NAME
     if finished.exists():
         return json.loads(finished.read_text())
-
-    task = data.task
-    total = glue_batches.updates_for_epochs(
-        len(data.train), config.batch_size, config.epochs or task.epochs
-    )
-    total = min(total, config.max_updates) if config.max_updates else total
-    schedule = config.learning_rate
-    if config.schedule == "linear":
-        schedule = linear_schedule(config.learning_rate, total // 10, total)
-    optimizer = adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
-
-    model_config = source.config(
-        dropout=config.dropout, dtype=config.dtype, compute=config.compute
-    )
-    model_config = dataclasses.replace(
-        model_config, recipe=recipe_named(config.recipe, config.estimator_rank)
-    )
-    model = BertForSequenceClassification(model_config, task.num_outputs)
-    mesh = sharding.data_mesh()
-    sharding.check_batch_size(config.batch_size, 1, mesh)
-
-    checkpointer = Checkpointer(
-        directory, keep_every=0, best_metric=task.selection_metric, best_mode="max"
-    )
-    with checkpointer:
-        state = _first_state(config, seed, data, source, model, optimizer, mesh)
-        restored = checkpointer.restore_latest(state)
-        state = state if restored is None else restored[0]
-        state = _loop(
-            config, directory, seed, data, source, model, optimizer, checkpointer, state, total, mesh
-        )
+    metric = run.data.task.selection_metric
+    with Checkpointer(directory, keep_every=0, best_metric=metric, best_mode="max") as checkpointer:
+        state = first_state(run, seed)
+        restored = checkpointer.restore_latest(state, tokenizer=run.source.tokenizer)
+        _loop(run, directory, seed, checkpointer, state if restored is None else restored[0])
         best = checkpointer.best_step()
+        if best is None:
+            raise FloatingPointError(f"no finite {metric} in {directory}")
         result = {
             "seed": seed,
-            "updates": total,
+            "updates": run.total,
             "best_update": best,
             "best": checkpointer.metrics(best),
-            "last": checkpointer.metrics(int(state.step)),
+            "last": checkpointer.metrics(run.total),
         }
     if jax.process_index() == 0:
         _write_json(finished, result)
     return result
 
 
-def _first_state(config, seed, data, source, model, optimizer, mesh) -> TrainState:
-    batch = next(glue_batches.train_batches(data.train, config.batch_size, seed))
+def first_state(run: Run, seed: int) -> TrainState:
+    """The state before the first update: the checkpoint's parameters (or random ones, for the
+    baseline that was not pretrained), a new classifier, scales that were missing calibrated."""
+    batch = next(glue_batches.train_batches(run.data.train, run.config.batch_size, seed))
     inputs = [jnp.asarray(batch[name]) for name in steps.SEQUENCE_INPUTS]
-    params = states.initial_params(model, jax.random.key(seed), *inputs)
-    if config.pretrained:
-        params = warm_started(params, model.config, model.classes, source)
-    params = states.calibrate(model, params, *inputs)
-    return sharding.put_replicated(mesh, states.new_state(params, optimizer))
+    params = states.initial_params(run.model, jax.random.key(seed), *inputs)
+    if run.config.pretrained:
+        params = warm_started(params, run.model.config, run.model.classes, run.source)
+    params = states.calibrate(run.model, params, *inputs)
+    return sharding.put_replicated(run.mesh, states.new_state(params, run.optimizer))
 
 
 def _loop(
-    config, directory, seed, data, source, model, optimizer, checkpointer, state, total, mesh
-) -> TrainState:
-    update = jax.jit(steps.finetuning_step(model, optimizer, seed=seed), donate_argnums=0)
+    run: Run, directory: Path, seed: int, checkpointer: Checkpointer, state: TrainState
+) -> None:
+    config, data, model, total = run.config, run.data, run.model, run.total
+    update = jax.jit(steps.finetuning_step(model, run.optimizer, seed=seed), donate_argnums=0)
     predict = jax.jit(steps.prediction_step(model))
     length = data.train.sequence_length
     meter = ThroughputMeter(
@@ -171,12 +192,12 @@ def _loop(
     )
     evaluated = _evaluation_steps(config, len(data.train), total)
     description = checkpoint_description(model.config, model.classes, config.to_dict())
-    tokenizer = source.tokenizer.to_dict()
+    tokenizer = run.source.tokenizer.to_dict()
     start = step = int(state.step)
     batches = glue_batches.train_batches(data.train, config.batch_size, seed, start_update=start)
     with Telemetry(directory, name=config.task, start_step=start, total_steps=total) as telemetry:
         while step < total:
-            state, metrics = update(state, _put(mesh, next(batches)))
+            state, metrics = update(state, _put(run.mesh, next(batches)))
             step += 1
             if step == start + 1:
                 jax.block_until_ready(state.step)
@@ -185,13 +206,12 @@ def _loop(
                 values = jax.device_get(metrics)
                 telemetry.log(step, {**values, **meter.rates(step)})
             if step in evaluated:
-                scores = evaluate(predict, state.params, data, config.batch_size, mesh)
+                scores = evaluate(predict, state.params, data, config.batch_size, run.mesh)
                 telemetry.log(step, scores, split="dev")
                 checkpointer.save(
                     step, state, config=description, tokenizer=tokenizer, metrics=scores
                 )
                 meter.restart(step)
-    return state
 
 
 def _evaluation_steps(config, examples: int, total: int) -> set[int]:

@@ -9,6 +9,7 @@ again goes on as if it had not stopped.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -16,12 +17,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from bipft_jax.data.corpus import Corpus, load_corpus
 from bipft_jax.data.pretraining import PretrainingExamples, pretraining_batches
 from bipft_jax.models.bert import BertForPreTraining
-from bipft_jax.models.recipes import BertConfig, bert_config, recipe_named
-from bipft_jax.training import sharding, state as states, step as steps, weight_statistics
+from bipft_jax.models.recipes import bert_config, recipe_named
+from bipft_jax.training import sharding, weight_statistics
+from bipft_jax.training import state as states
+from bipft_jax.training import step as steps
 from bipft_jax.training.checkpoints import Checkpointer, verify_tokenizer
 from bipft_jax.training.distillation import Teacher, make_teacher
 from bipft_jax.training.flops import pretraining_flops
@@ -37,6 +41,19 @@ _EVALUATION_SEED = 0  # held-out examples are the same for every run on a corpus
 BEST_METRIC = "loss"
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run is made of; everything here follows from the config and the corpus."""
+
+    config: ml_collections.ConfigDict
+    corpus: Corpus
+    examples: PretrainingExamples
+    model: BertForPreTraining
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    mesh: jax.sharding.Mesh
+
+
 def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     """Pretrains a model, or goes on with a run that was stopped.
 
@@ -49,119 +66,100 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     Raises: ValueError with what to change, for a corpus, checkpoint, teacher, workdir or config
       that does not fit; FloatingPointError when the loss is no longer finite.
     """
+    run = make_run(config)
+    claim_workdir(workdir, config.to_dict())
+    checkpointer = Checkpointer(
+        workdir, keep_every=config.keep_every, best_metric=BEST_METRIC, best_mode="min"
+    )
+    with checkpointer:
+        state = restored_state(run, checkpointer)
+        if state is None:
+            state = states.new_state(first_params(run), run.optimizer)
+        state = sharding.put_replicated(run.mesh, state)
+        return _loop(run, workdir, checkpointer, state)
+
+
+def make_run(config: ml_collections.ConfigDict) -> Run:
+    """Loads the corpus and builds model, optimiser and mesh.
+
+    Raises: ValueError for a missing corpus, an unknown name, or a batch that does not split.
+    """
     if not config.corpus_dir:
         raise ValueError(
             "corpus_dir is empty: give --config.corpus_dir=DIR, a directory made by "
             "python -m bipft_jax.data.corpus"
         )
     corpus = load_corpus(config.corpus_dir)
-    model_config = model_configuration(config, corpus.tokenizer.vocab_size)
-    mesh = sharding.data_mesh()
-    sharding.check_batch_size(config.batch_size, config.accumulation, mesh)
-    schedule = linear_schedule(config.learning_rate, config.warmup_updates, config.num_updates)
-    optimizer = adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
-    claim_workdir(workdir, config.to_dict())
-
-    examples = PretrainingExamples.from_corpus(corpus, "train", seed=config.seed)
-    model = BertForPreTraining(model_config)
-    checkpointer = Checkpointer(
-        workdir, keep_every=config.keep_every, best_metric=BEST_METRIC, best_mode="min"
-    )
-    with checkpointer:
-        state = restored_state(checkpointer, model_config, optimizer, corpus, mesh)
-        if state is None:
-            params = first_params(config, model, examples, corpus, mesh)
-            state = states.new_state(params, optimizer)
-        state = sharding.put_replicated(mesh, state)
-        teacher, teacher_params = load_teacher(config, model_config, corpus)
-        return _loop(
-            config,
-            workdir,
-            corpus,
-            examples,
-            model,
-            checkpointer,
-            optimizer,
-            schedule,
-            state,
-            teacher,
-            sharding.put_replicated(mesh, teacher_params),
-            mesh,
-        )
-
-
-def model_configuration(config: ml_collections.ConfigDict, vocab_size: int) -> BertConfig:
-    """The `BertConfig` that a pretraining config asks for."""
-    return bert_config(
+    model_config = bert_config(
         recipe_named(config.recipe, config.estimator_rank),
         config.size,
-        vocab_size,
+        corpus.tokenizer.vocab_size,
         dropout=config.dropout,
         dtype=config.dtype,
         compute=config.compute,
         remat=config.remat,
     )
+    mesh = sharding.data_mesh()
+    sharding.check_batch_size(config.batch_size, config.accumulation, mesh)
+    schedule = linear_schedule(config.learning_rate, config.warmup_updates, config.num_updates)
+    return Run(
+        config=config,
+        corpus=corpus,
+        examples=PretrainingExamples.from_corpus(corpus, "train", seed=config.seed),
+        model=BertForPreTraining(model_config),
+        schedule=schedule,
+        optimizer=adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm),
+        mesh=mesh,
+    )
 
 
-def restored_state(checkpointer, model_config, optimizer, corpus: Corpus, mesh):
+def restored_state(run: Run, checkpointer: Checkpointer) -> TrainState | None:
     """The state of the newest usable checkpoint; None if there is none."""
-    latest = checkpointer.latest_step()
-    if latest is None:
-        return None
-    verify_tokenizer(checkpointer.tokenizer(latest), corpus.tokenizer)
     ids = jnp.zeros((1, 8), jnp.int32)
-    model = BertForPreTraining(model_config)
 
     def make(key):
-        return states.new_state(model.init(key, ids, ids, ids, ids)["params"], optimizer)
+        return states.new_state(run.model.init(key, ids, ids, ids, ids)["params"], run.optimizer)
 
+    everywhere = sharding.replicated(run.mesh)
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)
-        ),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         jax.eval_shape(make, jax.random.key(0)),
     )
-    restored = checkpointer.restore_latest(abstract)
+    restored = checkpointer.restore_latest(abstract, tokenizer=run.corpus.tokenizer)
     return None if restored is None else restored[0]
 
 
-def first_params(
-    config: ml_collections.ConfigDict,
-    model: BertForPreTraining,
-    examples: PretrainingExamples,
-    corpus: Corpus,
-    mesh: jax.sharding.Mesh,
-) -> Params:
+def first_params(run: Run) -> Params:
     """Parameters before the first update: random or taken from `init_from`, scales from the first
     batch."""
-    (batch,) = _batches(config, examples, first=0, last=1, mesh=mesh)
+    config, tokenizer = run.config, run.corpus.tokenizer
+    (batch,) = _batches(run, first=0, last=1)
     inputs = [batch[name] for name in steps.INPUTS]
-    params = states.initial_params(model, jax.random.key(config.seed), *inputs)
+    params = states.initial_params(run.model, jax.random.key(config.seed), *inputs)
     if config.init_from:
         source = load_source(config.init_from)
-        verify_tokenizer(source.tokenizer.to_dict(), corpus.tokenizer)
-        params = warm_started(params, model.config, 0, source)
+        verify_tokenizer(source.tokenizer.to_dict(), tokenizer)
+        params = warm_started(params, run.model.config, 0, source)
         print(f"starting from {config.init_from}, step {source.step}")
-    return states.calibrate(model, params, *inputs)
+    return states.calibrate(run.model, params, *inputs)
 
 
-def load_teacher(
-    config: ml_collections.ConfigDict, student: BertConfig, corpus: Corpus
-) -> tuple[Teacher | None, Params | None]:
-    """The full-precision teacher named by the config, if any."""
+def load_teacher(run: Run) -> tuple[Teacher | None, Params | None]:
+    """The full-precision teacher named by the config, if any, and its parameters on the devices."""
+    config = run.config
     if not config.teacher:
         return None, None
     source = load_source(config.teacher)
-    verify_tokenizer(source.tokenizer.to_dict(), corpus.tokenizer)
+    verify_tokenizer(source.tokenizer.to_dict(), run.corpus.tokenizer)
     teacher_config = source.config(
         dropout=config.dropout, dtype=config.dtype, compute=config.compute
     )
     teacher, params = make_teacher(
-        teacher_config, source.params, student, dropout=config.teacher_dropout
+        teacher_config, source.params, run.model.config, dropout=config.teacher_dropout
     )
     if not teacher.has_nsp:
         print(f"the teacher {config.teacher} has no NSP head: the NSP soft loss is off")
-    return teacher, params
+    return teacher, sharding.put_replicated(run.mesh, params)
 
 
 def unigram_baseline(counts: np.ndarray, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
@@ -204,63 +202,54 @@ def evaluate(step_fn, params: Params, batches: list[dict[str, jax.Array]]) -> di
     }
 
 
-def _batches(config, examples, *, first: int, last: int, mesh):
+def _batches(run: Run, *, first: int, last: int):
     """Global batches number first to last - 1, on the devices."""
     host_batches = pretraining_batches(
-        examples,
-        config.batch_size,
+        run.examples,
+        run.config.batch_size,
         start_batch=first,
         num_batches=last - first,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        num_workers=config.data_workers,
+        num_workers=run.config.data_workers,
     )
     for batch in host_batches:
-        yield sharding.put_batch(mesh, batch)
+        yield sharding.put_batch(run.mesh, batch)
 
 
-def _evaluation_batches(config, corpus: Corpus) -> list[dict[str, np.ndarray]]:
-    examples = PretrainingExamples.from_corpus(corpus, "validation", seed=_EVALUATION_SEED)
-    wanted = config.evaluation_sequences or len(examples)
-    size = min(config.batch_size // config.accumulation, len(examples))
-    number = max(1, min(wanted, len(examples)) // size)
+def _held_out_batches(run: Run) -> list[dict[str, np.ndarray]]:
+    examples = PretrainingExamples.from_corpus(run.corpus, "validation", seed=_EVALUATION_SEED)
+    # Smaller than a micro-batch only if the held-out text is; a whole number for every device.
+    devices = run.mesh.size
+    size = min(run.config.batch_size // run.config.accumulation, len(examples))
+    size = max(size // devices, 1) * devices
+    wanted = min(run.config.evaluation_sequences or len(examples), len(examples))
     return list(
         pretraining_batches(
             examples,
             size,
-            num_batches=number,
+            num_batches=max(wanted // size, 1),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
     )
 
 
-def _loop(
-    config,
-    workdir,
-    corpus,
-    examples,
-    model,
-    checkpointer,
-    optimizer,
-    schedule,
-    state,
-    teacher,
-    teacher_params,
-    mesh,
-) -> TrainState:
+def _loop(run: Run, workdir: str, checkpointer: Checkpointer, state: TrainState) -> TrainState:
+    config, model_config = run.config, run.model.config
+    teacher, teacher_params = load_teacher(run)
     update = jax.jit(
         steps.pretraining_step(
-            model,
-            optimizer,
+            run.model,
+            run.optimizer,
             seed=config.seed,
             accumulation=config.accumulation,
             teacher=teacher,
         ),
         donate_argnums=0,
     )
-    evaluation_step = jax.jit(steps.evaluation_step(model))
-    codes_of = jax.jit(lambda p: weight_statistics.binary_codes(p, model.config.recipe.weight))
+    evaluation_step = jax.jit(steps.evaluation_step(run.model))
+    codes_of = jax.jit(lambda p: weight_statistics.binary_codes(p, model_config.recipe.weight))
     statistics = jax.jit(
         lambda before, after, p: {
             **weight_statistics.flip_ratios(before, after),
@@ -269,34 +258,34 @@ def _loop(
     )
     add = jax.jit(lambda total, new: jax.tree.map(jnp.add, total, new), donate_argnums=0)
 
-    held_out = _evaluation_batches(config, corpus)
-    baseline = unigram_baseline(corpus.unigram_counts, held_out)
-    held_out = [sharding.put_batch(mesh, batch) for batch in held_out]
+    held_out = _held_out_batches(run)
+    baseline = unigram_baseline(run.corpus.unigram_counts, held_out)
+    held_out = [sharding.put_batch(run.mesh, batch) for batch in held_out]
 
     start = step = int(state.step)
     last = config.num_updates
-    length = corpus.sequence_length
-    predictions = held_out[0]["mlm_ids"].shape[1]
+    length, predictions = run.examples.sequence_length, run.examples.max_predictions
     meter = ThroughputMeter(
         total_steps=last,
         sequences_per_step=config.batch_size,
         tokens_per_step=config.batch_size * length,
         model_flops_per_step=pretraining_flops(
-            model.config, config.batch_size, length, predictions
+            model_config, config.batch_size, length, predictions
         ),
     )
-    description = checkpoint_description(model.config, 0, config.to_dict())
-    tokenizer = corpus.tokenizer.to_dict()
+    description = checkpoint_description(model_config, 0, config.to_dict())
+    tokenizer = run.corpus.tokenizer.to_dict()
     codes = codes_of(state.params)
-    totals: dict[str, Any] | None = None
-    counted = 0
-    unread: tuple[int, dict[str, Any]] | None = None
+    totals, counted = None, 0  # sums of metrics since the last log point
+    unread: tuple[int, dict[str, Any]] | None = None  # a log point still on the device
 
     with Telemetry(workdir, name="pretrain", start_step=start, total_steps=last) as telemetry:
 
-        def read(point: tuple[int, dict[str, Any]]) -> None:
-            at, values = point
-            values = jax.device_get(values)
+        def read() -> None:
+            nonlocal unread
+            if unread is None:
+                return
+            (at, values), unread = jax.device_get(unread), None
             if not np.isfinite(values["loss"]):
                 raise FloatingPointError(
                     f"the loss is {values['loss']} at update {at}: lower learning_rate or set "
@@ -304,33 +293,23 @@ def _loop(
                 )
             telemetry.log(at, {**values, **meter.rates(at)})
 
-        for batch in _batches(config, examples, first=start, last=last, mesh=mesh):
+        for batch in _batches(run, first=start, last=last):
             state, metrics = update(state, teacher_params, batch)
             step += 1
             totals = metrics if totals is None else add(totals, metrics)
             counted += 1
-            if unread is not None:
-                read(unread)
-                unread = None
+            read()
             if step == start + 1:
                 jax.block_until_ready(state.step)
                 meter.restart(step)
             if step % config.log_every == 0 or step == last:
                 new_codes = codes_of(state.params)
                 means = {name: value / counted for name, value in totals.items()}
-                unread = (
-                    step,
-                    {
-                        **means,
-                        "learning_rate": schedule(step - 1),
-                        **statistics(codes, new_codes, state.params),
-                    },
-                )
+                rate = {"learning_rate": run.schedule(step - 1)}
+                unread = step, {**means, **rate, **statistics(codes, new_codes, state.params)}
                 codes, totals, counted = new_codes, None, 0
             if step % config.evaluate_every == 0 or step == last:
-                if unread is not None:
-                    read(unread)
-                    unread = None
+                read()
                 results = evaluate(evaluation_step, state.params, held_out)
                 telemetry.log(step, {**results, **baseline}, split="validation")
                 checkpointer.save(

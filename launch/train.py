@@ -11,7 +11,7 @@ stopped run was.
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from bipft_jax.errors import unknown_name
@@ -27,6 +27,8 @@ def main(argv: list[str]) -> None:
     """Runs the program that the config is for."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # orbax and tfds tell every step they take
     # Imported late, so that --help and a mistyped flag answer at once.
     from bipft_jax import finetune, pretrain
 

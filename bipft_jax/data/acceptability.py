@@ -31,8 +31,8 @@ from bipft_jax.data.python_docs import held_out_sentences
 _PLAIN_WORD = re.compile(r"[a-z]+")
 _FUNCTION_WORDS = frozenset(
     "a an the this that these those it its of to in on at by for from with as into and or but if "
-    "when than not no is are was be been has have had may can will should must do does which there"
-    .split()
+    "when than not no is are was be been has have had may can will should must do does which "
+    "there".split()
 )
 _SOURCE = "python-docs"  # CoLA's first column: where a sentence is from
 
@@ -52,8 +52,7 @@ def swappable_pairs(words: Sequence[str]) -> list[tuple[int, int]]:
         (i, j)
         for i in positions
         for j in positions
-        if j - i >= MIN_DISTANCE
-        and (words[i] in _FUNCTION_WORDS) != (words[j] in _FUNCTION_WORDS)
+        if j - i >= MIN_DISTANCE and (words[i] in _FUNCTION_WORDS) != (words[j] in _FUNCTION_WORDS)
     ]
 
 
@@ -130,19 +129,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         "documentation, held out from pretraining, against the same kind with two words swapped.",
     )
     parser.add_argument(
-        "--output", required=True, metavar="GLUE_DIR",
+        "--output",
+        required=True,
+        metavar="GLUE_DIR",
         help="directory that holds the GLUE tasks' directories; finetuning's glue_dir",
     )
     parser.add_argument(
-        "--train", type=int, default=None, metavar="ROWS",
+        "--train",
+        type=int,
+        default=None,
+        metavar="ROWS",
         help="training rows, half of them swapped (default: every sentence not used for dev)",
     )
     parser.add_argument(
-        "--dev", type=int, default=None, metavar="ROWS",
+        "--dev",
+        type=int,
+        default=None,
+        metavar="ROWS",
         help="dev rows, half of them swapped (default: a ninth of the usable sentences)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0,
+        "--seed",
+        type=int,
+        default=0,
         help="of the split and of the swaps; the same seed writes the same files",
     )
     arguments = parser.parse_args(argv)

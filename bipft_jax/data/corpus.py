@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from bipft_jax.data import corpus_preparation as preparation
 from bipft_jax.data.text_sources import __doc__ as sources_help
@@ -92,8 +93,6 @@ class Corpus:
 
     @functools.cached_property
     def _dataset(self) -> Any:
-        import tensorflow_datasets as tfds  # slow to import
-
         return tfds.builder_from_directory(self.directory / preparation.BLOCKS)
 
 

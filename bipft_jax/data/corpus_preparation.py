@@ -4,6 +4,7 @@ Everything is a function of the texts and the arguments: the same ones give the 
 many processes work on it and however often it was interrupted.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -102,7 +103,6 @@ def prepare_corpus(request: CorpusRequest, output: Path, num_processes: int) -> 
         request.sequence_length, request.short_sequence_probability, request.seed
     )
     splits = _write_blocks(survey, tokenizer, settings, output / BLOCKS, num_processes)
-    _check_usable(splits)
 
     tokenizer.save(output / TOKENIZER)
     np.save(output / UNIGRAMS, splits[TRAIN].unigrams)
@@ -234,8 +234,11 @@ def _write_blocks(
     encoded = corpus_builder.encode_documents(
         survey.documents(), tokenizer, settings, num_processes
     )
+    # English has somewhat more than four bytes to a token, and blocks are not quite full.
+    expected_records = survey.total_bytes // (4 * settings.sequence_length)
     with (
-        corpus_builder.DatasetWriter(directory) as writer,
+        corpus_builder.DatasetWriter(directory, expected_records) as writer,
+        contextlib.closing(encoded),
         _progress("tokenizing", survey.total_bytes) as bar,
     ):
         for parts in encoded:
@@ -243,6 +246,7 @@ def _write_blocks(
                 writer.write(split, part.records)
                 splits[split].add(part.counts)
                 bar.update(part.counts.raw_bytes)
+        _check_usable(splits)
         writer.finish(
             "Sentence-aligned blocks of documents for BERT pretraining, made by "
             "bipft_jax.data.corpus."
@@ -251,23 +255,19 @@ def _write_blocks(
 
 
 def _check_usable(splits: dict[str, SplitCounts]) -> None:
-    for split, fewest in ((TRAIN, 2), (VALIDATION, 1)):
+    needs = {
+        TRAIN: (2, "next-sentence prediction takes its negatives from a second document"),
+        VALIDATION: (1, "give other validation text, a larger fraction of it or another --seed"),
+    }
+    for split, (fewest, reason) in needs.items():
         counts = splits[split]
         if counts.documents < fewest:
-            skipped = ""
+            skipped = f"{counts.skipped} documents have fewer than two sentences"
             if counts.skipped:
-                skipped = (
-                    f" {counts.skipped} documents have fewer than two sentences: "
-                    f"{', '.join(counts.skipped_at)}{' ...' * (counts.skipped > len(counts.skipped_at))}."
-                )
-            reason = (
-                "next-sentence prediction takes its negatives from a second document"
-                if split == TRAIN
-                else "give --validation_input, a larger --validation_fraction or another --seed"
-            )
+                skipped += f", such as {', '.join(counts.skipped_at)}"
             raise ValueError(
                 f"The {split} split has {counts.documents} usable documents and needs at least "
-                f"{fewest}: {reason}.{skipped} In .txt files a blank line separates documents."
+                f"{fewest}: {reason}. {skipped}. In .txt files a blank line separates documents."
             )
 
 
@@ -300,8 +300,8 @@ def _requested_vocab_size(tokenizer: str) -> int | None:
 
 def _check_disjoint(train: Sequence[TextSource], validation: Sequence[TextSource]) -> None:
     for source in validation:
-        same = [other for other in train if os.path.realpath(other.name) == os.path.realpath(source.name)]
-        if same:
+        path = os.path.realpath(source.name)
+        if any(os.path.realpath(other.name) == path for other in train):
             raise ValueError(f"{source.name} is given both for training and for validation.")
 
 
@@ -355,9 +355,7 @@ def _claim(output: Path) -> None:
     """Makes the directory ours, removing only what an interrupted preparation left there."""
     marker = output / _UNFINISHED
     if output.exists() and not marker.exists() and any(output.iterdir()):
-        raise ValueError(
-            f"{output} is not empty and holds no corpus; choose another --output."
-        )
+        raise ValueError(f"{output} is not empty and holds no corpus; choose another --output.")
     output.mkdir(parents=True, exist_ok=True)
     marker.write_text("The preparation of this corpus is running or was interrupted.\n")
     if (output / BLOCKS).exists():

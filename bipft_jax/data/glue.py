@@ -79,9 +79,7 @@ TASKS: dict[str, GlueTask] = {
         GlueTask(
             "stsb", "STS-B", ("sentence1", "sentence2"), "score", None, ("pearson", "spearman"), 20
         ),
-        GlueTask(
-            "rte", "RTE", ("sentence1", "sentence2"), "label", _ENTAILMENT, ("accuracy",), 20
-        ),
+        GlueTask("rte", "RTE", ("sentence1", "sentence2"), "label", _ENTAILMENT, ("accuracy",), 20),
         # The reference has no WNLI script. Its dev pairs are near copies of train pairs with the
         # opposite label, so long training ends below the majority class: 5 epochs.
         GlueTask("wnli", "WNLI", ("sentence1", "sentence2"), "label", _BINARY, ("accuracy",), 5),
@@ -199,7 +197,11 @@ def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
     if short_lines:
         logging.warning(
             "%s: dropped %d row(s) with fewer than %d fields (broken over two lines), the first "
-            "at line %d", path, len(short_lines), width, short_lines[0],
+            "at line %d",
+            path,
+            len(short_lines),
+            width,
+            short_lines[0],
         )
     return GlueSplit(
         task=task,

@@ -1,20 +1,19 @@
 """MLM + NSP pretraining examples, made on the fly from the blocks of a corpus.
 
-Example `p` (any integer >= 0) is a pure function of (seed, p) and of the blocks, so a run resumes by
-counting batches, and the order of the data does not depend on the number of hosts or workers:
+Example `p` (any integer >= 0) is a pure function of (seed, p) and of the blocks, so a run resumes
+by counting batches, and the data do not depend on the number of hosts or workers:
 
 1. `epoch, i = divmod(p // 2, pairs per epoch)`. The blocks are permuted anew in every epoch, and
-   blocks X and Y at places 2i and 2i + 1 of the permutation make the epoch's examples 2i and 2i + 1.
-   So one epoch uses every block once; of an odd number of blocks one is left out, each time another.
-2. Both blocks are cut at a sentence boundary. Either the pair is "is next": (X1, X2), (Y1, Y2); or it
-   is "swapped": (X1, Y2), (Y1, X2). No text is lost by giving half of the examples a segment of
-   another document, as it is where the other segment is drawn anew from the corpus.
+   blocks X and Y at places 2i and 2i + 1 of the permutation make examples 2i and 2i + 1 of the
+   epoch. So an epoch uses every block once; of an odd number of blocks it leaves a random one out.
+2. Both blocks are cut at a sentence boundary. Either the pair is "is next": (X1, X2), (Y1, Y2);
+   or it is "swapped": (X1, Y2), (Y1, X2). Thus the examples with a segment of another document
+   lose no text, as they would if that segment were drawn anew from the corpus.
 3. 15 % of the ordinary tokens are predicted: 80 % of them are shown as [MASK], 10 % as a random
    ordinary token, 10 % as themselves (Devlin et al. 2019, section 3.1 and appendix A.1).
 
-The model must not be able to read the NSP label off the segments' lengths. Therefore the two
-boundaries are chosen jointly, so that a swap keeps the pair's lengths, and *before* and regardless of
-the decision to swap.
+The lengths of the segments must not give the NSP label away. Therefore the two boundaries are
+chosen jointly, so that a swap keeps the pair's lengths, and regardless of whether it is swapped.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ Example = dict[str, np.ndarray]
 MASKING_PERCENT = 15
 _MASK_SHARE, _RANDOM_SHARE = 0.8, 0.1  # the remaining 10 % of the targets stay as they are
 _LENGTH_TOLERANCE = 8  # tokens by which a swap may change a length before a better cut is sought
-_DRAWS_PER_PAIR = 8  # uniform numbers for boundary, swap and truncation; see `_segments`
+_DRAWS_PER_PAIR = 8  # uniform numbers for boundaries, swap and truncation; see `_segments`
 # grain's index_shuffle needs no memory, but takes milliseconds an index where there are few.
 _FEW_BLOCKS = 2**14
 _ENDLESS = 2**62
@@ -55,14 +54,14 @@ class PretrainingExamples:
 
     An example has static shapes, with S = sequence_length and P = max_predictions(S):
     input_ids, token_type_ids, attention_mask int32[S]; mlm_positions int32[P] (ascending),
-    mlm_ids int32[P] (the original tokens), mlm_weights float32[P] (1 for a target, 0 for padding, where
-    position and id are 0); nsp_labels int32[] (0: B follows A; 1: B is of another document).
-    A batch adds a leading axis.
+    mlm_ids int32[P] (the original tokens), mlm_weights float32[P] (1 for a target; 0 for padding,
+    where position and id are 0, too); nsp_labels int32[] (0: B follows A; 1: B is of another
+    document). A batch adds a leading axis.
 
-    Half of all examples are "B of another document" on average. Two blocks of one document are never
-    swapped, so pairs from two documents are swapped with probability 0.5 / (1 - s), where s is the
-    chance that a pair is of one document. With s > 0.5 (one document dominates) that is capped at 1,
-    and only a share 1 - s of the examples gets another document's segment: see `random_next_share`.
+    Half of all examples have label 1 on average. Two blocks of one document are never swapped, so
+    pairs of two documents are swapped with probability 0.5 / (1 - s), where s is the chance that a
+    pair is of one document. With s > 0.5 (one document dominates) that is capped at 1, and only a
+    share 1 - s of the examples has label 1. `random_next_share` is the share to expect.
 
     Instances can be pickled (for worker processes) if `blocks` can, and used by several threads.
     """
@@ -80,8 +79,8 @@ class PretrainingExamples:
 
         Args:
           blocks: random-access sequence of records with `document` (int), `tokens` (int[n],
-            n <= sequence_length - 3) and `sentence_lengths` (int[m], m >= 2, of sum n). Read many at a
-            time through `__getitems__` if it has that method.
+            n <= sequence_length - 3) and `sentence_lengths` (int[m], m >= 2, of sum n). Many are
+            read at a time through `__getitems__`, where it has that method.
           tokenizer: only its vocab_size and special ids are used.
           sequence_length: S, tokens per example including [CLS] and two [SEP].
           seed: any integer in [0, 2**64): decides order, boundaries, swaps and masks.
@@ -143,7 +142,8 @@ class PretrainingExamples:
         kept = slice(start - 2 * first_pair, stop - 2 * first_pair)
         pair_draws, example_draws = self._uniform_numbers(first_pair, end_pair)
         segments = []
-        for (x, y), draws in zip(self._read_pairs(first_pair, end_pair), pair_draws.tolist()):
+        pairs = self._read_pairs(first_pair, end_pair)
+        for (x, y), draws in zip(pairs, pair_draws.tolist(), strict=True):
             segments += self._segments(x, y, draws)
         batch = self._assemble(segments[kept])
         self._mask(batch, example_draws[kept])
@@ -191,14 +191,14 @@ class PretrainingExamples:
         else:
             blocks = [self._blocks[index] for index in indices]
         room = self.sequence_length - 3
-        for index, block in zip(indices, blocks):
+        for index, block in zip(indices, blocks, strict=True):
             if len(block["tokens"]) > room or len(block["sentence_lengths"]) < 2:
                 raise ValueError(
                     f"block {index} has {len(block['tokens'])} tokens in "
                     f"{len(block['sentence_lengths'])} sentences: at most {room} tokens (for "
                     f"sequence_length {self.sequence_length}) and at least 2 sentences are needed"
                 )
-        return list(zip(blocks[::2], blocks[1::2]))
+        return list(zip(blocks[::2], blocks[1::2], strict=True))
 
     def _segments(
         self, x: Block, y: Block, draws: list[float]
@@ -214,13 +214,15 @@ class PretrainingExamples:
             return [(a, b, 1), (c, d, 1)]
         return [(x1, x2, 0), (y1, y2, 0)]
 
-    def _boundaries(self, x_lengths: np.ndarray, y_lengths: np.ndarray, u: float) -> tuple[int, int]:
+    def _boundaries(
+        self, x_lengths: np.ndarray, y_lengths: np.ndarray, u: float
+    ) -> tuple[int, int]:
         """Sentence boundaries of X and Y for which a swap (nearly) keeps the pair's lengths.
 
-        A swap turns the lengths |X|, |Y| into |Y| + d and |X| - d with d = cut_x - cut_y. They are the
-        same two lengths where d is 0 or |X| - |Y|. Of all combinations of boundaries those remain
-        that overflow S - 3 least and then change the lengths least (differences up to
-        _LENGTH_TOLERANCE count as none); u chooses among them.
+        A swap turns the lengths |X|, |Y| into |Y| + d and |X| - d with d = cut_x - cut_y. These are
+        the same two lengths where d is 0 or |X| - |Y|. Of all combinations of boundaries those
+        remain that overflow S - 3 least and then change the lengths least (changes of up to
+        _LENGTH_TOLERANCE count as none); u in [0, 1) chooses among them.
         """
         x_ends, y_ends = np.cumsum(x_lengths), np.cumsum(y_lengths)
         x_size, y_size = x_ends[-1], y_ends[-1]
@@ -282,8 +284,8 @@ class PretrainingExamples:
         # As in BERT at least one target, unless there is nothing but special tokens.
         targets = np.clip(np.rint(candidates * (MASKING_PERCENT / 100)), 1, slots)
         targets = np.minimum(targets, candidates)
-        # The positions of the smallest draws among the candidates are a uniformly random subset. The
-        # sort is stable, so that equal keys (non-candidates) do not depend on the machine.
+        # The candidates with the smallest draws are a uniformly random subset. The sort is stable:
+        # the order of equal keys must not depend on the machine.
         order = np.argsort(np.where(candidate, draws[:, :size], 1.0), axis=1, kind="stable")
         used = np.arange(slots) < targets[:, None]
         positions = np.sort(np.where(used, order[:, :slots], size), axis=1)
@@ -350,14 +352,14 @@ def pretraining_batches(
       num_batches: batches to yield; None for endlessly many.
       process_index: k, e.g. `jax.process_index()`.
       process_count: n, e.g. `jax.process_count()`.
-      num_workers: worker processes of this host that make batches; 0 for a thread in this process,
-        which suffices up to some thousand examples a second. Workers are spawned: a script that uses
-        them needs the usual `if __name__ == "__main__":`.
+      num_workers: worker processes of this host that make batches; 0 for a thread of this
+        process, which suffices up to some thousand examples a second. Workers are spawned: a
+        script that uses them needs the usual `if __name__ == "__main__":`.
 
     Returns:
       A generator of dicts of numpy arrays with batch_size / process_count rows (see
-      PretrainingExamples). Its `close()` (called when it is garbage collected, too) ends threads and
-      worker processes.
+      PretrainingExamples). Its `close()`, also called when it is garbage collected, ends threads
+      and worker processes.
 
     Raises:
       ValueError: for a batch_size that is not a positive multiple of process_count, or a negative

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bipft_jax.data.sentences import split_document
 
+# Of the documents: enough sentences to validate on and to make a sentence task of.
 HELD_OUT_FRACTION = 0.2
 
 _SKIPPED_DIRECTORIES = frozenset(
@@ -67,7 +68,7 @@ def training_documents() -> list[tuple[str, str]]:
 
 
 def held_out_documents() -> list[tuple[str, str]]:
-    """About 5 % of the documents, chosen by a hash of their names, as (name, text)."""
+    """The documents held out, chosen by a hash of their names, as (name, text)."""
     return [(name, text) for name, text in documents() if _is_held_out(name)]
 
 

@@ -14,17 +14,21 @@ _CLOSING = "\"'”’»)\\]"
 # A closing mark with its quotes and brackets, white space, and a look at what follows: anything but
 # a lower-case ASCII letter may begin a sentence; other alphabets are checked in Python.
 _CANDIDATE = re.compile(
-    rf"[.!?…][.!?…]*[{_CLOSING}]*(?P<space>\s+)(?=[{re.escape(_OPENING)}]*[^\sa-z,;:\-–—])"
+    rf"[.!?…]+[{_CLOSING}]*(?P<space>\s+)(?=[{re.escape(_OPENING)}]*[^\sa-z,;:\-–—])"
 )
 _FIRST_WORD = re.compile(rf"[{re.escape(_OPENING)}]*([\w’']+)")
 _LAST_WORD_CHARS = 24  # no abbreviation is longer
 
-# Never the end of a sentence: a name, a number or an explanation follows.
+# Never the end of a sentence: a name or an explanation follows.
 _NEVER_FINAL = frozenset(
-    "mr mrs ms mme mlle messrs dr prof rev fr hon st ste mt ft gen lt col maj capt cmdr sgt cpl pvt "
-    "adm brig gov sen rep pres supt insp no nos vol vols pp p fig figs eq ch sec art ed eds "
-    "trans cf vs v viz e.g i.e eg ie ca c approx est b d jan feb mar apr jun jul aug sep sept oct "
-    "nov dec mon tue tues wed thu thurs fri sat sun op ex nr".split()
+    "mr mrs ms mme mlle messrs dr prof rev fr hon st ste mt ft gen lt col maj capt cmdr sgt cpl "
+    "pvt adm brig gov sen rep pres supt insp eds trans cf vs v viz e.g i.e ca c approx est b d "
+    "p pp nos vols figs eq".split()
+)
+# Abbreviations before a number ("No. 5", "Sept. 3"), where many are words themselves ("said no.").
+_BEFORE_NUMBER = frozenset(
+    "no vol fig ch sec art ed op nr jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues "
+    "wed thu thurs fri sat sun".split()
 )
 # The end of a sentence only if a word follows that usually begins one.
 _SOMETIMES_FINAL = frozenset(
@@ -63,7 +67,9 @@ def split_sentences(text: str) -> list[str]:
 def split_document(text: str) -> list[str]:
     """Sentences of a document whose paragraphs are separated by newlines, in order."""
     return [
-        sentence for paragraph in text.split("\n") if paragraph
+        sentence
+        for paragraph in text.split("\n")
+        if paragraph
         for sentence in split_sentences(paragraph)
     ]
 
@@ -86,6 +92,8 @@ def _is_boundary(text: str, start: int, match: re.Match[str]) -> bool:
     lowered = word.lower()
     if lowered in _NEVER_FINAL:
         return False
+    if lowered in _BEFORE_NUMBER:
+        return not following.isdigit()
     if lowered in _SOMETIMES_FINAL or ("." in word and word.replace(".", "").isalpha()):
         return _starts_sentence(text, match.end())
     return True

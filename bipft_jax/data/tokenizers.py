@@ -33,8 +33,8 @@ class Tokenizer(abc.ABC):
     """Maps text to ids in [0, vocab_size) and back; knows BERT's five special pieces.
 
     `encode` never adds special pieces and never produces the id of [CLS], [SEP], [MASK] or [PAD]:
-    a literal "[MASK]" in running text is ordinary text. `[PAD]` always has id 0, so that zero-filled
-    arrays are padded arrays.
+    a literal "[MASK]" in running text is ordinary text. `[PAD]` always has id 0, so that
+    zero-filled arrays are padded arrays.
     """
 
     @property

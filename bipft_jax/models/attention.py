@@ -96,7 +96,5 @@ class SelfAttention(nn.Module):
         if recipe.estimator_rank:
             dv_BxTx1 = estimator("value_residual", 1)
             quantised = quantize(probs_BxhxSxT, prob_scale, recipe.attention_probs)
-            context_BxhxSxd = context_BxhxSxd + jnp.einsum(
-                "bhst,btu->bhsu", quantised, dv_BxTx1
-            )
+            context_BxhxSxd = context_BxhxSxd + jnp.einsum("bhst,btu->bhsu", quantised, dv_BxTx1)
         return context_BxhxSxd.transpose(0, 2, 1, 3).reshape(batch, length, config.hidden)

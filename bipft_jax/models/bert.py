@@ -179,9 +179,7 @@ class BertForPreTraining(nn.Module):
         config = self.config
         dtype = jnp.dtype(config.dtype)
         bert = Bert(config, name="bert")
-        last, hidden_states, pooled = bert(
-            input_ids, token_type_ids, attention_mask, deterministic
-        )
+        last, hidden_states, pooled = bert(input_ids, token_type_ids, attention_mask, deterministic)
 
         dense = functools.partial(
             nn.Dense, dtype=dtype, kernel_init=dense_initializer(config.initializer_range)

@@ -179,8 +179,8 @@ def architecture(config: BertConfig) -> dict:
     }
 
 
-def config_of(architecture: dict, **overrides) -> BertConfig:
-    """The `BertConfig` of a checkpoint's `architecture`; overrides choose what belongs to the run."""
-    fields = dict(architecture)
+def config_of(described: dict, **overrides) -> BertConfig:
+    """The `BertConfig` of an `architecture`; overrides choose what belongs to the run."""
+    fields = dict(described)
     recipe = recipe_named(fields.pop("recipe"), fields.pop("estimator_rank") or -1)
     return BertConfig(recipe=recipe, **{**fields, **overrides})

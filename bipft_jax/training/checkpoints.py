@@ -1,15 +1,8 @@
 """Checkpoints: everything that continues, finetunes or serves a model, in one directory a step.
 
-    WORKDIR/checkpoints/STEP/params            the model's parameters
-                             training_state    the rest of the train state (step, optimizer)
-                             config            the run's configuration (JSON)
-                             tokenizer         the whole tokenizer (JSON)
-                             metrics           evaluation metrics of this step (JSON)
-                             about             format version, which metric is best (JSON)
-
-This is the only file that knows orbax. Orbax writes each checkpoint into a temporary directory, in
-the background, and renames it when it is complete, so a directory named by a step is always whole as
-far as writing goes; older checkpoints are deleted only after that rename.
+`checkpoint_files` has the layout of that directory. Orbax writes each checkpoint into a temporary
+directory, in the background, and renames it when it is complete, so a directory named by a step is
+always whole as far as writing goes; older checkpoints are deleted only after that rename.
 """
 
 import contextlib
@@ -17,58 +10,41 @@ import json
 import logging
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from etils import epath
 import jax
-from jax.experimental import multihost_utils
-import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
+from bipft_jax.training.checkpoint_files import (
+    JSON_FILES,
+    CheckpointError,
+    DamagedCheckpointError,
+    RestoredParameters,
+    read_arrays,
+    read_json,
+    read_parameters,
+    reason,
+    set_aside,
+    steps_in,
+    stored_arrays,
+)
 from bipft_jax.training.parameters import differences, named_leaves
 from bipft_jax.training.workdir import absolute
 
-_FORMAT_VERSION = 1
-# The file of each JSON item, as orbax names it.
-_JSON_FILES = {
-    "config": "metadata", "tokenizer": "metadata", "about": "metadata", "metrics": "metrics"
-}
-# What TensorStore says when a file of an array is cut short, unreadable as such or gone. Other
-# failures (permissions, memory, an unreachable disk) say nothing about the checkpoint.
-_DAMAGE = re.compile(r"^(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|FAILED_PRECONDITION)\b")
-
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be found, read or written; the message says which and what to do."""
 
 
 class SaveError(CheckpointError):
     """A checkpoint could not be written; the ones before it are untouched."""
 
 
-class DamagedCheckpointError(CheckpointError):
-    """A committed checkpoint has a file that is missing, cut short or unreadable."""
-
-
-class RestoredParameters(NamedTuple):
-    """What finetuning and inference need of a checkpoint; arrays are in host memory."""
-
-    params: dict[str, Any]
-    config: dict[str, Any]
-    tokenizer: dict[str, Any]
-    step: int
-    metrics: dict[str, float | None]
-
-
 class Checkpointer:
     """Saves and restores the checkpoints of one run. Use it as a context manager, or `close()` it.
 
-    Kept are the latest checkpoint, the best one by a metric, and every checkpoint whose step is a
+    Kept are the two latest checkpoints, the best one by a metric, and every one whose step is a
     multiple of `keep_every`. Saving is asynchronous: `save` returns when the state has been copied,
     so that its buffers may be donated to the next step. A failure appears at the next `save`,
     `wait` or `close`. All processes of a job make the same calls.
@@ -104,7 +80,8 @@ class Checkpointer:
         self._saving: int | None = None
         self._set_aside_unreadable_metrics()
 
-        policies: list[Any] = [ocp.checkpoint_managers.LatestN(1)]
+        # Two, so that there is one to fall back to should the newest turn out damaged.
+        policies: list[Any] = [ocp.checkpoint_managers.LatestN(2)]
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
         if best_metric is not None:
@@ -123,7 +100,7 @@ class Checkpointer:
             ),
         )
         self._metrics = {
-            step: _read_json(self._directory, step, "metrics") for step in self._manager.all_steps()
+            step: read_json(self._directory, step, "metrics") for step in self._manager.all_steps()
         }
 
     def __enter__(self) -> "Checkpointer":
@@ -158,23 +135,19 @@ class Checkpointer:
         latest = self.latest_step()
         if latest is not None and step <= latest:
             raise CheckpointError(
-                f"{self._directory} already has a checkpoint of step {latest}; step {step} cannot be "
-                "saved after it."
+                f"{self._directory} already has a checkpoint of step {latest}; step {step} cannot "
+                "be saved after it."
             )
         values = {name: float(value) for name, value in (metrics or {}).items()}
         values = {name: x if math.isfinite(x) else None for name, x in values.items()}
-        about = {
-            "format": _FORMAT_VERSION,
-            "best_metric": self._best_metric,
-            "best_mode": self._best_mode,
-        }
+        selection = {"best_metric": self._best_metric, "best_mode": self._best_mode}
         items = ocp.args.Composite(
             params=ocp.args.PyTreeSave(state.params),
             training_state=ocp.args.PyTreeSave(state.replace(params=None)),
             # A copy, because writing happens later and the caller may change its dictionary.
             config=ocp.args.JsonSave(json.loads(json.dumps(config))),
             tokenizer=ocp.args.JsonSave(dict(tokenizer)),
-            about=ocp.args.JsonSave(about),
+            selection=ocp.args.JsonSave(selection),
             metrics=ocp.args.JsonSave(values),
         )
         self._saving, self._metrics[step] = step, values
@@ -195,7 +168,7 @@ class Checkpointer:
             self._manager.close()
 
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step, counting one that is being written; None if there is none."""
+        """The newest checkpoint's step, counting one being written; None if there is none."""
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
@@ -206,25 +179,26 @@ class Checkpointer:
     def config(self, step: int) -> dict[str, Any]:
         """The configuration stored with a step."""
         self.wait()
-        return _read_json(self._directory, step, "config")
+        return read_json(self._directory, step, "config")
 
     def tokenizer(self, step: int) -> dict[str, Any]:
         """The tokenizer stored with a step, for `tokenizer_from_dict` or `verify_tokenizer`."""
         self.wait()
-        return _read_json(self._directory, step, "tokenizer")
+        return read_json(self._directory, step, "tokenizer")
 
     def metrics(self, step: int) -> dict[str, float | None]:
         """The metrics stored with a step; empty if it was saved without."""
         self.wait()
-        return _read_json(self._directory, step, "metrics")
+        return read_json(self._directory, step, "metrics")
 
-    def restore(self, step: int, abstract_state: Any) -> Any:
+    def restore(self, step: int, abstract_state: Any, *, tokenizer: Tokenizer | None = None) -> Any:
         """The train state of a step, bit for bit.
 
         Arguments:
           step: of an existing checkpoint.
-          abstract_state: the state with `jax.ShapeDtypeStruct`s (or arrays) as leaves; each array is
-            restored to its leaf's sharding, or to the first local device where a leaf has none.
+          abstract_state: the state with `jax.ShapeDtypeStruct`s (or arrays) as leaves; each array
+            is restored to its leaf's sharding, or to the first local device if a leaf has none.
+          tokenizer: if given, it must be the checkpoint's own.
 
         Returns:
           A state of the same structure as `abstract_state`.
@@ -232,9 +206,14 @@ class Checkpointer:
         Raises:
           DamagedCheckpointError: a file is missing or cut short. Flipped bits are not noticed.
           CheckpointError: there is no such step.
-          ValueError: names, shapes or dtypes are not those of `abstract_state`.
+          ValueError: names, shapes or dtypes are not those of `abstract_state`, or the tokenizer is
+            another.
         """
         self.wait()
+        # All are read, also those not used here: a checkpoint that lacks one is damaged.
+        stored = {item: read_json(self._directory, step, item) for item in JSON_FILES}
+        if tokenizer is not None:
+            verify_tokenizer(stored["tokenizer"], tokenizer)
         default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
@@ -247,7 +226,7 @@ class Checkpointer:
             sentence
             for item, tree in trees.items()
             for sentence in differences(
-                named_leaves(_stored_arrays(self._directory, step, item)), named_leaves(tree)
+                named_leaves(stored_arrays(self._directory, step, item)), named_leaves(tree)
             )
         ]
         if sentences:
@@ -255,11 +234,8 @@ class Checkpointer:
                 f"The checkpoint {self._directory / str(step)} is of another model or optimizer: "
                 f"{'; '.join(sentences)}."
             )
-        # Read only to see that they are whole: a checkpoint that lacks one is damaged.
-        for item in _JSON_FILES:
-            _read_json(self._directory, step, item)
         restored = {
-            item: _read_arrays(
+            item: read_arrays(
                 self._directory,
                 step,
                 item,
@@ -270,8 +246,12 @@ class Checkpointer:
         }
         return restored["training_state"].replace(params=restored["params"])
 
-    def restore_latest(self, abstract_state: Any) -> tuple[Any, int] | None:
+    def restore_latest(
+        self, abstract_state: Any, *, tokenizer: Tokenizer | None = None
+    ) -> tuple[Any, int] | None:
         """The newest undamaged checkpoint as (state, step); None if there are no checkpoints.
+
+        Arguments are those of `restore`.
 
         Damaged checkpoints that are newer are named in the log and, once an older one has been
         restored, renamed to `damaged-STEP` so that their steps can be saved again. Nothing is
@@ -287,7 +267,7 @@ class Checkpointer:
         damaged_steps: list[int] = []
         for step in reversed(self._manager.all_steps()):
             try:
-                state = self.restore(step, abstract_state)
+                state = self.restore(step, abstract_state, tokenizer=tokenizer)
             except DamagedCheckpointError as error:
                 if jax.process_count() > 1:
                     raise
@@ -296,7 +276,7 @@ class Checkpointer:
                 damaged_steps.append(step)
                 continue
             for other in damaged_steps:
-                _set_aside(self._directory, other)
+                set_aside(self._directory, other)
             if damaged_steps:
                 self._manager.reload()
             return state, step
@@ -310,12 +290,12 @@ class Checkpointer:
     def _set_aside_unreadable_metrics(self) -> None:
         # Orbax reads the metrics of every checkpoint at construction and would fail on each start.
         if jax.process_index() == 0:
-            for step in _steps(self._directory):
+            for step in steps_in(self._directory):
                 path = self._directory / str(step) / "metrics" / "metrics"
                 try:
                     json.loads(path.read_text())
                 except (ValueError, FileNotFoundError) as error:
-                    aside = _set_aside(self._directory, step)
+                    aside = set_aside(self._directory, step)
                     _log.error("%s is damaged: %s. It is now %s.", path, error, aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set aside damaged checkpoints")
@@ -329,7 +309,7 @@ class Checkpointer:
                 raise
             step, self._saving = self._saving, None
             self._metrics.pop(step, None)
-            # Orbax forgets, before the new checkpoint is written, those it would have deleted after.
+            # Before the new checkpoint is written, orbax forgets those it would delete after.
             self._manager.reload()
             latest = self._manager.latest_step()
             usable = (
@@ -339,7 +319,7 @@ class Checkpointer:
             )
             raise SaveError(
                 f"The checkpoint of step {step} could not be written to {self._directory}: "
-                f"{_reason(error)}. {usable} Make room or repair the disk, then start the same "
+                f"{reason(error)}. {usable} Make room or repair the disk, then start the same "
                 f"command with --workdir={self._workdir} again."
             ) from error
 
@@ -362,27 +342,27 @@ def restore_params(
       DamagedCheckpointError: the one asked for, or every one, is damaged.
     """
     directory = absolute(workdir) / "checkpoints"
-    steps = _steps(directory)
+    steps = steps_in(directory)
     if not steps:
         raise CheckpointError(f"There are no checkpoints in {directory}. Is {workdir} a workdir?")
     if isinstance(step, int):
-        return _read_parameters(directory, step)
+        return read_parameters(directory, step)
     if step == "best":
-        about = _read_json(directory, steps[-1], "about")
-        metrics = {candidate: _read_json(directory, candidate, "metrics") for candidate in steps}
-        best = _best_step(metrics, about["best_metric"], about["best_mode"])
+        selection = read_json(directory, steps[-1], "selection")
+        metrics = {candidate: read_json(directory, candidate, "metrics") for candidate in steps}
+        best = _best_step(metrics, **selection)
         if best is None:
             raise CheckpointError(
-                f"No checkpoint in {directory} has the metric {about['best_metric']!r}, so none is "
-                'the best: ask for the "latest" or a step.'
+                f"No checkpoint in {directory} has the metric {selection['best_metric']!r}, so "
+                'none is the best: ask for the "latest" or a step.'
             )
-        return _read_parameters(directory, best)
+        return read_parameters(directory, best)
     if step not in ("latest", None):
         raise CheckpointError(f'{step!r} is not a step, "best" or "latest".')
     damaged: list[str] = []
     for candidate in reversed(steps):
         try:
-            return _read_parameters(directory, candidate)
+            return read_parameters(directory, candidate)
         except DamagedCheckpointError as error:
             _log.error("%s Trying the checkpoint before it.", error)
             damaged.append(str(error))
@@ -424,97 +404,10 @@ def _score(metrics: Mapping[str, float | None], metric: str, mode: str) -> float
 
 
 def _best_step(
-    metrics: Mapping[int, Mapping[str, float | None]], metric: str | None, mode: str
+    metrics: Mapping[int, Mapping[str, float | None]], best_metric: str | None, best_mode: str
 ) -> int | None:
-    if metric is None:
+    if best_metric is None:
         return None
-    scores = [(_score(values, metric, mode), step) for step, values in metrics.items()]
+    scores = [(_score(values, best_metric, best_mode), step) for step, values in metrics.items()]
     score, step = max(scores, default=(-math.inf, None))
     return None if score == -math.inf else step
-
-
-def _steps(directory: epath.Path) -> list[int]:
-    """Steps of the complete checkpoints in a directory, ascending; empty if there is no directory."""
-    if not directory.exists():
-        return []
-    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(directory))
-
-
-def _require(directory: epath.Path, step: int) -> None:
-    steps = _steps(directory)
-    if step not in steps:
-        there = f"there are {', '.join(map(str, steps))}" if steps else "there are none at all"
-        raise CheckpointError(f"{directory} has no checkpoint of step {step}; {there}.")
-
-
-def _read_json(directory: epath.Path, step: int, item: str) -> dict[str, Any]:
-    _require(directory, step)
-    with _naming_damage(directory, step):
-        return json.loads((directory / str(step) / item / _JSON_FILES[item]).read_text())
-
-
-def _stored_arrays(directory: epath.Path, step: int, item: str) -> Any:
-    """The tree of shapes and dtypes of an item's arrays, read from its description."""
-    _require(directory, step)
-    with _naming_damage(directory, step):
-        metadata = ocp.PyTreeCheckpointHandler().metadata(directory / str(step) / item)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree
-        )
-
-
-def _read_arrays(directory: epath.Path, step: int, item: str, tree: Any, how: Any) -> Any:
-    """The arrays of an item in the structure of `tree`; `how` has a RestoreArgs for each leaf."""
-    with _naming_damage(directory, step), ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(
-            directory / str(step) / item, args=ocp.args.PyTreeRestore(tree, restore_args=how)
-        )
-
-
-def _read_parameters(directory: epath.Path, step: int) -> RestoredParameters:
-    tree = _stored_arrays(directory, step, "params")
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-    return RestoredParameters(
-        params=_read_arrays(directory, step, "params", tree, as_numpy),
-        config=_read_json(directory, step, "config"),
-        tokenizer=_read_json(directory, step, "tokenizer"),
-        step=step,
-        metrics=_read_json(directory, step, "metrics"),
-    )
-
-
-def _set_aside(directory: epath.Path, step: int) -> epath.Path:
-    target, count = directory / f"damaged-{step}", 1
-    while target.exists():
-        count += 1
-        target = directory / f"damaged-{step}-{count}"
-    (directory / str(step)).rename(target)
-    return target
-
-
-@contextlib.contextmanager
-def _naming_damage(directory: epath.Path, step: int) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, json.JSONDecodeError | UnicodeDecodeError | FileNotFoundError) or (
-                _DAMAGE.match(str(cause))
-            ):
-                raise DamagedCheckpointError(
-                    f"The checkpoint {directory / str(step)} is damaged: {_reason(cause)}."
-                ) from error
-            cause = cause.__cause__
-        raise
-
-
-def _reason(error: BaseException) -> str:
-    """One short line; what the operating system said where it said something."""
-    code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
-    if code:
-        return os.strerror(int(code.group(1)))
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return line if len(line) <= 300 else line[:300] + "..."

@@ -1,6 +1,6 @@
 """Comparing parameter trees by name: which are missing, unexpected or of another shape.
 
-A tree is named by its paths, joined with "/": `encoder/layer/attention/query/kernel`. Restored trees
+A leaf is named by its path, joined with "/": `encoder/layer/attention/query/kernel`. Restored trees
 are compared before use, because a checkpoint that silently lacks a parameter trains a random one.
 """
 
@@ -61,8 +61,8 @@ def check_parameters(
       expected: pytree of arrays or `jax.ShapeDtypeStruct`s, such as `jax.eval_shape` of `init`.
       allowed_missing: of a path; True where the model may create the parameter itself, which is for
         the scales of quantizers only.
-      allowed_unexpected: of a path; True where a restored parameter may be dropped, such as the head
-        of another task.
+      allowed_unexpected: of a path; True where a restored parameter may be dropped, such as the
+        head of another task.
       source: what was restored, for the message.
 
     Returns:

@@ -24,8 +24,7 @@ def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Makes global arrays, split over `data` along axis 0, from this process's rows."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in batch.items()
+        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
     }
 
 

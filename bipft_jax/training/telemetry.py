@@ -1,13 +1,13 @@
 """What a run tells about itself: JSON lines, TensorBoard, throughput and a progress line."""
 
-from collections.abc import Callable, Mapping
 import datetime
 import json
 import math
 import os
-from pathlib import Path
 import sys
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -52,8 +52,8 @@ class Telemetry:
             return
         if "://" in os.fspath(workdir):
             raise ValueError(
-                f"{os.fspath(workdir)}: telemetry needs a directory that it can append to. Mount the "
-                "bucket (gcsfuse) and give the mounted path as --workdir."
+                f"{os.fspath(workdir)}: telemetry needs a directory that it can append to. Mount "
+                "the bucket (gcsfuse) and give the mounted path as --workdir."
             )
         directory = Path(workdir)
         directory.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,8 @@ class Telemetry:
             purge_step=start_step + 1 if start_step else 0,
             # The name has only seconds otherwise: a quick restart would overwrite the file.
             filename_suffix=f".from-{start_step}",
+            # Seconds of events that a killed process loses; metrics.jsonl loses none.
+            flush_secs=10,
         )
 
     def __enter__(self) -> "Telemetry":
@@ -91,7 +93,8 @@ class Telemetry:
         if self._file is None or self._board is None:
             return
         # An explicit fetch, which a transfer guard allows.
-        values = {name: _number(name, value) for name, value in jax.device_get(dict(scalars)).items()}
+        fetched = jax.device_get(dict(scalars))
+        values = {name: _number(name, value) for name, value in fetched.items()}
         prefix = f"{split}/" if split else ""
         record: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
         for name, value in values.items():
@@ -104,7 +107,6 @@ class Telemetry:
             self._file.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
-        self._board.flush()
         label = f"{self._name} {split}" if split else self._name
         line = f"{label} {progress_line(step, values, total_steps=self._total_steps)}"
         # One line a log point: it goes above any tqdm bar and needs no terminal.
@@ -177,9 +179,7 @@ class ThroughputMeter:
         return rates | {"eta_seconds": max(self._total_steps - step, 0) * seconds_per_step}
 
 
-def progress_line(
-    step: int, values: Mapping[str, float], *, total_steps: int | None = None
-) -> str:
+def progress_line(step: int, values: Mapping[str, float], *, total_steps: int | None = None) -> str:
     """One readable line of a log point, without a line break.
 
         1200/10000  12.0%  loss 6.512  mlm 6.010 (acc 0.103)  nsp 0.500 (acc 0.751)  lr 1.2e-04

@@ -5,8 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from etils import epath
 import jax
+from etils import epath
 
 CONFIG_NAME = "config.json"
 _ABSENT = "(absent)"

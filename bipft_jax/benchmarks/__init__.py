@@ -1,0 +1,1 @@
+"""Measurements of speed, one module per claim: `python -m bipft_jax.benchmarks.NAME`."""

@@ -1,0 +1,149 @@
+"""Reading one checkpoint directory, and telling damage from other failures.
+
+    WORKDIR/checkpoints/STEP/params            the model's parameters
+                             training_state    the rest of the train state (step, optimizer)
+                             config            the run's configuration (JSON)
+                             tokenizer         the whole tokenizer (JSON)
+                             metrics           evaluation metrics of this step (JSON)
+                             selection         which metric is best, and how (JSON)
+
+Used by `checkpoints`; the two are the only files that know orbax. Flipped bits in arrays are not
+noticed here, only files that are missing, cut short or not of their format.
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+# The file of each JSON item, as orbax names it.
+JSON_FILES = {
+    "config": "metadata",
+    "tokenizer": "metadata",
+    "metrics": "metrics",
+    "selection": "metadata",
+}
+# What TensorStore says when a file of an array is cut short, unreadable as such or gone. Other
+# failures (permissions, memory, an unreachable disk) say nothing about the checkpoint.
+_DAMAGE = re.compile(r"^(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|FAILED_PRECONDITION)\b")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be found, read or written; the message says which and what to do."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A committed checkpoint has a file that is missing, cut short or unreadable."""
+
+
+class RestoredParameters(NamedTuple):
+    """What finetuning and inference need of a checkpoint; arrays are in host memory."""
+
+    params: dict[str, Any]
+    config: dict[str, Any]
+    tokenizer: dict[str, Any]
+    step: int
+    metrics: dict[str, float | None]
+
+
+def steps_in(directory: epath.Path) -> list[int]:
+    """Steps of the complete checkpoints, ascending; none if there is no such directory."""
+    if not directory.exists():
+        return []
+    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(directory))
+
+
+def _require(directory: epath.Path, step: int) -> None:
+    steps = steps_in(directory)
+    if step not in steps:
+        there = f"there are {', '.join(map(str, steps))}" if steps else "there are none at all"
+        raise CheckpointError(f"{directory} has no checkpoint of step {step}; {there}.")
+
+
+def read_json(directory: epath.Path, step: int, item: str) -> dict[str, Any]:
+    """A JSON item of a checkpoint. Raises CheckpointError, or its DamagedCheckpointError."""
+    _require(directory, step)
+    with _naming_damage(directory, step, item):
+        return json.loads((directory / str(step) / item / JSON_FILES[item]).read_text())
+
+
+def stored_arrays(directory: epath.Path, step: int, item: str) -> Any:
+    """The tree of shapes and dtypes of an item's arrays, read from its description."""
+    _require(directory, step)
+    with _naming_damage(directory, step, item):
+        metadata = ocp.PyTreeCheckpointHandler().metadata(directory / str(step) / item)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree
+        )
+
+
+def read_arrays(directory: epath.Path, step: int, item: str, tree: Any, how: Any) -> Any:
+    """The arrays of an item in the structure of `tree`; `how` has a RestoreArgs for each leaf."""
+    with _naming_damage(directory, step, item), ocp.PyTreeCheckpointer() as reader:
+        return reader.restore(
+            directory / str(step) / item, args=ocp.args.PyTreeRestore(tree, restore_args=how)
+        )
+
+
+def read_parameters(directory: epath.Path, step: int) -> RestoredParameters:
+    """The parameters of a checkpoint as NumPy arrays, with its JSON items.
+
+    Raises:
+      CheckpointError: there is no such step; DamagedCheckpointError: it cannot be read.
+    """
+    tree = stored_arrays(directory, step, "params")
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return RestoredParameters(
+        params=read_arrays(directory, step, "params", tree, as_numpy),
+        config=read_json(directory, step, "config"),
+        tokenizer=read_json(directory, step, "tokenizer"),
+        step=step,
+        metrics=read_json(directory, step, "metrics"),
+    )
+
+
+def set_aside(directory: epath.Path, step: int) -> epath.Path:
+    """Renames a checkpoint so that nothing reads it and its step can be saved; the new path."""
+    target, count = directory / f"damaged-{step}", 1
+    while target.exists():
+        count += 1
+        target = directory / f"damaged-{step}-{count}"
+    (directory / str(step)).rename(target)
+    return target
+
+
+@contextlib.contextmanager
+def _naming_damage(directory: epath.Path, step: int, item: str) -> Iterator[None]:
+    """Turns errors that mean a damaged file into a DamagedCheckpointError; others pass."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, json.JSONDecodeError | UnicodeDecodeError | FileNotFoundError) or (
+                _DAMAGE.match(str(cause))
+            ):
+                raise DamagedCheckpointError(
+                    f"The checkpoint {directory / str(step)} is damaged, in its {item}: "
+                    f"{reason(cause)}."
+                ) from error
+            cause = cause.__cause__
+        raise
+
+
+def reason(error: BaseException) -> str:
+    """One short line; what the operating system said where it said something."""
+    code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
+    if code:
+        return os.strerror(int(code.group(1)))
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line.rstrip(".") if len(line) <= 300 else line[:300] + "..."

@@ -1,0 +1,26 @@
+# Sourced by quickstart.sh and test.sh: a virtual environment in .venv with this checkout installed.
+#
+#   prepare_environment EXTRAS     EXTRAS: "" or "[test]", as pip takes them
+#
+# Installs only what is new: a stamp in .venv remembers the requirements that were installed.
+
+prepare_environment() {
+  local extras="$1" python="${PYTHON:-python3}" stamp wanted
+  if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; then
+    echo "error: $("$python" --version) found; bipft_jax needs Python 3.11 to 3.13." >&2
+    echo "       Name one with PYTHON=python3.12 bash $0" >&2
+    return 1
+  fi
+  stamp=".venv/installed$extras"
+  wanted=$(cat requirements.txt pyproject.toml)
+  if [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
+    return
+  fi
+  if [[ ! -x .venv/bin/python ]]; then
+    echo "making .venv with $("$python" --version)"
+    "$python" -m venv .venv
+  fi
+  echo "installing bipft_jax$extras (a few minutes the first time)"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
+  printf '%s\n' "$wanted" > "$stamp"
+}

@@ -1,0 +1,175 @@
+import gzip
+import json
+import lzma
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+import zstandard
+
+from bipft_jax.data import python_docs
+from bipft_jax.data.text_sources import open_sources
+
+TEXT = "One. Two.\nÜber drei.\n\n\n  \nZweites Dokument.\r\n\nDrittes"
+DOCUMENTS = ["One. Two.\nÜber drei.", "Zweites Dokument.", "Drittes"]
+LINES = [1, 6, 8]
+
+
+def _zstd_in_two_frames(data: bytes) -> bytes:
+    compressor = zstandard.ZstdCompressor()
+    return compressor.compress(data[:20]) + compressor.compress(data[20:])
+
+
+COMPRESSORS = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": _zstd_in_two_frames,
+}
+
+
+def _read(*specs):
+    return [document for source in open_sources(specs) for document in source.documents()]
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
+def test_text_files_are_split_at_blank_lines(tmp_path, ending):
+    path = tmp_path / f"a.txt{ending}"
+    path.write_bytes(COMPRESSORS[ending](TEXT.encode("utf-8-sig")))
+    documents = _read(str(path))
+    assert [document.text for document in documents] == DOCUMENTS
+    assert [document.where for document in documents] == [f"{path}:{line}" for line in LINES]
+    assert documents[0].num_bytes == len(DOCUMENTS[0].encode())
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
+def test_json_lines_are_documents(tmp_path, ending):
+    path = tmp_path / f"a.jsonl{ending}"
+    lines = [json.dumps({"title": "t", "text": text}) for text in DOCUMENTS]
+    path.write_bytes(COMPRESSORS[ending]("\n\n".join(lines).encode()))
+    documents = _read(str(path))
+    assert [document.text for document in documents] == DOCUMENTS
+    assert [document.where for document in documents] == [f"{path}:{n}" for n in (1, 3, 5)]
+
+
+def test_globs_are_sorted_and_files_come_once(tmp_path):
+    for name in ("b.txt", "a.txt", "sub/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    sources = open_sources([f"{tmp_path}/b.txt", f"{tmp_path}/**/*.txt"])
+    assert [source.name[-5:] for source in sources] == ["b.txt", "a.txt", "c.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"good\n\nbad \xff here\n", r"a\.txt:3: not valid UTF-8 at byte 4"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'{"text": "a"}\n{"body": "b"}', r"a\.jsonl:2: .* no field 'text'"),
+        ("a.jsonl", b'{"text": 3}', r"a\.jsonl:1: .* no field 'text'"),
+        ("a.jsonl", b'["text"]', r"a\.jsonl:1: .* no field 'text'"),
+        ("a.jsonl", b'{"text": "\\ud800"}', r"a\.jsonl:1: not valid Unicode"),
+        ("a.txt", b"\n \n", r"a\.txt: holds no document"),
+        ("a.txt", b"", r"a\.txt: holds no document"),
+        ("a.csv", b"x", r"a\.csv: .*Supported endings"),
+        ("a.gz", b"x", r"a\.gz: .*Supported endings"),
+        ("a.txt.gz", b"not gzip", r"a\.txt\.gz: damaged"),
+        ("a.txt.xz", b"not xz", r"a\.txt\.xz: damaged"),
+        ("a.txt.zst", b"not zst", r"a\.txt\.zst: damaged"),
+    ],
+)
+def test_bad_files_are_named_with_their_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        _read(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
+def test_a_truncated_file_is_an_error_not_a_short_corpus(tmp_path, ending):
+    text = "\n\n".join(f"Document {i}." for i in range(100_000)).encode()
+    path = tmp_path / f"a.txt{ending}"
+    path.write_bytes(COMPRESSORS[ending](text)[:-9])
+    with pytest.raises(ValueError, match=r"damaged or incomplete .* after line \d+"):
+        _read(str(path))
+
+
+def test_a_glob_that_matches_nothing_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"No file matches .*\*\.txt"):
+        open_sources([f"{tmp_path}/*.txt"])
+
+
+@pytest.fixture
+def tfds_directory(tmp_path):
+    from array_record.python import array_record_module
+
+    features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "n": np.int64})
+    path = tmp_path / "mine-test.array_record-00000-of-00001"
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for number, text in enumerate(DOCUMENTS):
+        writer.write(features.serialize_example({"text": text, "n": number}))
+    writer.close()
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=tmp_path, dataset_name="mine", split="test", filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(
+        name="test", shard_lengths=[3], num_bytes=1, filename_template=template
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=tmp_path, features=features, split_infos=[split], check_data=False
+    )
+    return tmp_path
+
+
+def test_tfds_datasets_are_read_without_tensorflow(tfds_directory):
+    documents = _read(f"tfds:{tfds_directory}:test[1:]")
+    assert [document.text for document in documents] == DOCUMENTS[1:]
+    with pytest.raises(ValueError, match="'train'"):
+        open_sources([f"tfds:{tfds_directory}"])
+    with pytest.raises(ValueError, match="no_such_dataset: no such dataset"):
+        open_sources(["tfds:no_such_dataset"])
+    assert "tensorflow" not in sys.modules
+
+
+def test_fingerprints_follow_the_content(tmp_path):
+    prints = []
+    for content in ("a", "b", "a"):
+        (tmp_path / "a.txt").write_text(content)
+        prints.append(open_sources([f"{tmp_path}/a.txt"])[0].fingerprint())
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_the_embedded_corpus_is_prose_and_its_held_out_part_is_apart():
+    documents = _read("python-docs")
+    assert sum(document.num_bytes for document in documents) > 800_000
+    training = {p for _, text in python_docs.training_documents() for p in text.split("\n")}
+    held_out = {p for _, text in python_docs.held_out_documents() for p in text.split("\n")}
+    assert held_out and training.isdisjoint(held_out)
+    assert {d.text for d in documents if d.held_out} == {
+        text for _, text in python_docs.held_out_documents()
+    }
+    sentences = python_docs.held_out_sentences()
+    assert len(sentences) > 300 and len(set(sentences)) == len(sentences)
+    everything = "\n".join(document.text for document in documents)
+    for markup in (">>>", "``", ":func:", "::\n", "->", "{"):
+        assert markup not in everything
+
+
+def test_prose_is_kept_and_code_is_not():
+    docstring = """Return the `list` of *all* items in the :class:`Box`.
+
+    >>> box.items()
+    [1, 2]
+
+        indented = code(here)
+
+    items(x, y=1) -> list
+
+    * The first item is never removed
+      by this function.
+    - short one
+    """
+    assert list(python_docs.prose_paragraphs(docstring)) == [
+        "Return the list of all items in the Box.",
+        "The first item is never removed by this function.",
+    ]

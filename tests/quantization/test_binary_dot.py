@@ -1,0 +1,139 @@
+"""The binary dot against quantising each operand and multiplying the values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from bipft_jax.quantization.binary_dot import binary_dot_general
+from bipft_jax.quantization.quantizers import (
+    ElasticSigned,
+    ElasticUnsigned,
+    MeanBinarizer,
+    quantize,
+)
+
+DENSE = (((2,), (0,)), ((), ()))
+SCORES = (((3,), (3,)), ((0, 1), (0, 1)))
+CONTEXT = (((3,), (2,)), ((0, 1), (0, 1)))
+
+# name: (lhs shape, rhs shape, dimension numbers, lhs quantizer, rhs quantizer)
+CASES = {
+    "linear": ((2, 6, 8), (8, 5), DENSE, ElasticSigned(1), MeanBinarizer()),
+    "linear, transposed kernel": (
+        (2, 6, 8),
+        (5, 8),
+        (((2,), (1,)), ((), ())),
+        ElasticSigned(2),
+        MeanBinarizer(per_row=True),
+    ),
+    "8-bit unsigned linear": ((2, 6, 8), (8, 5), DENSE, ElasticUnsigned(8), MeanBinarizer()),
+    "scores": ((2, 3, 4, 8), (2, 3, 5, 8), SCORES, ElasticSigned(1), ElasticSigned(1)),
+    "context": ((2, 3, 4, 5), (2, 3, 5, 8), CONTEXT, ElasticUnsigned(1), ElasticSigned(1)),
+    "4-bit context": ((2, 3, 4, 5), (2, 3, 5, 8), CONTEXT, ElasticUnsigned(4), ElasticSigned(4)),
+    "two contracted axes": (
+        (3, 4, 6),
+        (6, 4, 5),
+        (((2, 1), (0, 1)), ((), ())),
+        ElasticSigned(1),
+        ElasticSigned(8),
+    ),
+    "full-precision weight": ((2, 6, 8), (8, 5), DENSE, ElasticSigned(1), None),
+    "full precision": ((2, 6, 8), (8, 5), DENSE, None, None),
+}
+
+
+def operands(name):
+    left_shape, right_shape, numbers, left, right = CASES[name]
+    rng = np.random.default_rng(len(name))
+    lhs = jnp.asarray(rng.normal(size=left_shape), jnp.float32)
+    rhs = jnp.asarray(rng.normal(size=right_shape), jnp.float32)
+
+    def scale(quantizer):
+        return jnp.float32(0.4) if quantizer is not None and quantizer.learned_scale else None
+
+    return (lhs, rhs, scale(left), scale(right)), numbers, left, right
+
+
+def fused(numbers, left, right, compute):
+    def f(lhs, rhs, lhs_scale, rhs_scale):
+        return binary_dot_general(
+            lhs,
+            rhs,
+            numbers,
+            lhs_quantizer=left,
+            rhs_quantizer=right,
+            lhs_scale=lhs_scale,
+            rhs_scale=rhs_scale,
+            compute=compute,
+        )
+
+    return f
+
+
+@pytest.mark.parametrize("compute", ["int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("name", CASES)
+def test_agrees_with_quantising_first(name, compute):
+    arguments, numbers, left, right = operands(name)
+
+    def plain(lhs, rhs, lhs_scale, rhs_scale):
+        lhs = lhs if left is None else quantize(lhs, lhs_scale, left)
+        rhs = rhs if right is None else quantize(rhs, rhs_scale, right)
+        return lax.dot_general(lhs, rhs, numbers)
+
+    expected, plain_pullback = jax.vjp(plain, *arguments)
+    value, pullback = jax.vjp(fused(numbers, left, right, compute), *arguments)
+    np.testing.assert_allclose(value, expected, atol=2e-5)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=value.shape), jnp.float32)
+    got, want = pullback(cotangent), plain_pullback(cotangent)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+
+
+@pytest.mark.parametrize("name", ["linear", "scores", "context"])
+def test_every_compute_mode_gives_the_same_bits(name):
+    arguments, numbers, left, right = operands(name)
+    first, *others = (
+        np.asarray(fused(numbers, left, right, compute)(*arguments))
+        for compute in ("int8", "bfloat16", "float32")
+    )
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def test_int8_mode_multiplies_int8():
+    arguments, numbers, left, right = operands("linear")
+    f = fused(numbers, left, right, "int8")
+    jaxpr = str(jax.make_jaxpr(f)(*arguments))
+    products = [line for line in jaxpr.splitlines() if "dot_general" in line]
+    assert len(products) == 1 and "i32" in products[0]
+    assert "i32" not in str(jax.make_jaxpr(fused(numbers, left, right, "float32"))(*arguments))
+
+
+def test_a_one_bit_linear_keeps_one_byte_an_element():
+    arguments, numbers, left, right = operands("linear")
+    _, pullback = jax.vjp(fused(numbers, left, right, "int8"), *arguments)
+    kept = [leaf for leaf in jax.tree.leaves(pullback) if getattr(leaf, "ndim", 0) > 0]
+    assert {leaf.dtype for leaf in kept} == {jnp.dtype(jnp.int8)}
+    assert sum(leaf.size for leaf in kept) == arguments[0].size + arguments[1].size
+
+
+def test_integer_sums_are_exact_zeros_where_signs_cancel():
+    """A context of one-bit operands has true zeros, not rounding noise (SPEC quirk 24)."""
+    probabilities = jnp.full((1, 1, 1, 6), 0.3)
+    values = jnp.asarray([0.1, -0.7, 0.3, -0.2, 0.9, -0.4]).reshape(1, 1, 6, 1)
+    f = fused(CONTEXT, ElasticUnsigned(1), ElasticSigned(1), "float32")
+    assert f(probabilities, values, jnp.float32(0.37), jnp.float32(0.11)) == 0
+
+
+def test_unknown_compute_lists_the_known_ones():
+    arguments, numbers, left, right = operands("linear")
+    with pytest.raises(ValueError, match="'int4': one of auto, int8, bfloat16, float32"):
+        fused(numbers, left, right, "int4")(*arguments)
+
+
+def test_an_offset_on_the_right_is_refused():
+    arguments, numbers, _, _ = operands("context")
+    with pytest.raises(ValueError, match="only the left operand may be unsigned"):
+        fused(numbers, ElasticSigned(1), ElasticUnsigned(2), "auto")(*arguments)

@@ -1,0 +1,239 @@
+"""The commands a user types, on a corpus of a few sentences: pretrain, kill, resume, finetune."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import pytest
+
+from bipft_jax import fill_mask, finetune, pretrain
+from bipft_jax.data import corpus
+from bipft_jax.training.checkpoints import restore_params
+from bipft_jax.training.parameters import named_leaves
+from bipft_jax.training.telemetry import read_metrics
+from configs import finetune as finetune_config
+from configs import pretrain as pretrain_config
+
+ROOT = Path(__file__).parents[1]
+WORDS = "the a cat dog bird tree house sees likes finds old new red big small runs sings".split()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A directory with corpus/ (WordPiece, sequences of 24 tokens) and glue/."""
+    home = tmp_path_factory.mktemp("home")
+    rng = random.Random(0)
+
+    def sentence():
+        return " ".join(rng.choices(WORDS, k=rng.randint(4, 9))).capitalize() + "."
+
+    documents = ["\n".join(sentence() for _ in range(60)) for _ in range(8)]
+    (home / "text.txt").write_text("\n\n".join(documents))
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]
+    (home / "vocab.txt").write_text("\n".join(vocabulary))
+    corpus.main(
+        [
+            *("--input", str(home / "text.txt"), "--output", str(home / "corpus")),
+            *("--tokenizer", str(home / "vocab.txt"), "--sequence_length", "24"),
+            *("--validation_fraction", "0.3", "--processes", "1"),
+        ]
+    )
+    task = home / "glue" / "SST-2"
+    task.mkdir(parents=True)
+    for name, rows in (("train", 64), ("dev", 20)):
+        lines = [f"{sentence()}\t{i % 2}" for i in range(rows)]
+        (task / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    return home
+
+
+def command(home, config, workdir, **overrides):
+    options = {"corpus_dir": home / "corpus"} if "pretrain" in config else {}
+    flags = [f"--config.{key}={value}" for key, value in {**options, **overrides}.items()]
+    return [
+        *(sys.executable, str(ROOT / "launch" / "train.py")),
+        *(f"--config={ROOT / config}", f"--workdir={workdir}", *flags),
+    ]
+
+
+def environment(home):
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(home / "compiled")}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **cache}
+
+
+def run(home, *arguments, **overrides):
+    done = subprocess.run(
+        command(home, *arguments, **overrides),
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+PRETRAIN = dict(
+    num_updates=40,
+    warmup_updates=4,
+    batch_size=8,
+    evaluate_every=4,
+    log_every=4,
+    evaluation_sequences=8,
+    accumulation=2,
+)
+
+
+@pytest.fixture(scope="module")
+def pretrained(home):
+    """The workdir of a run that nothing disturbed."""
+    run(home, "configs/pretrain.py:bipft_b,tiny", home / "whole", **PRETRAIN)
+    return home / "whole"
+
+
+def digest(workdir):
+    """A hash of the final parameters."""
+    found = restore_params(workdir, "latest")
+    total = hashlib.sha256(str(found.step).encode())
+    for name, leaf in named_leaves(found.params).items():
+        total.update(name.encode() + leaf.tobytes())
+    return total.hexdigest()
+
+
+def test_a_killed_run_started_again_ends_with_the_same_bits(home, pretrained):
+    workdir = home / "killed"
+    arguments = command(home, "configs/pretrain.py:bipft_b,tiny", workdir, **PRETRAIN)
+    process = subprocess.Popen(arguments, env=environment(home), stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (workdir / "checkpoints" / "8").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "checkpoints" / "40").exists()
+
+    run(home, "configs/pretrain.py:bipft_b,tiny", workdir, **PRETRAIN)
+    assert digest(workdir) == digest(pretrained)
+    steps = [point["step"] for point in read_metrics(workdir / "metrics.jsonl") if "loss" in point]
+    assert steps == list(range(4, 41, 4))
+
+
+def test_telemetry_has_what_a_run_is_judged_by(pretrained):
+    points = read_metrics(pretrained / "metrics.jsonl")
+    training = [point for point in points if "loss" in point]
+    held_out = [point for point in points if "validation/loss" in point]
+    assert len(training) == len(held_out) == 10
+    wanted = {"mlm_loss", "nsp_loss", "learning_rate", "flip_ratio", "gradient_norm"}
+    wanted |= {"sequences_per_second", "tokens_per_second", "model_flops_per_second"}
+    wanted |= {"eta_seconds", "scales/attention/query/input_scale/1", "flips/pooler"}
+    assert wanted <= set(training[-2])
+    assert held_out[-1]["validation/loss"] < held_out[0]["validation/loss"]
+    assert {"validation/unigram_accuracy", "validation/nsp_accuracy"} <= set(held_out[0])
+
+
+def test_finetuning_several_seeds_is_summarised_and_not_repeated(home, pretrained):
+    workdir = home / "sst2"
+    options = dict(init_from=pretrained, glue_dir=home / "glue", max_updates=4, seeds="(0, 3)")
+    options |= dict(batch_size=16, learning_rate=1e-3, evaluate_every=2)
+    first = run(home, "configs/finetune.py:bipft_b,sst2", workdir, **options)
+    result = json.loads((workdir / "result.json").read_text())
+    assert [seed["seed"] for seed in result["seeds"]] == [0, 3]
+    assert result["majority_class"] == {"accuracy": 0.5}
+    scores = [seed["best"]["accuracy"] for seed in result["seeds"]]
+    assert result["mean"]["accuracy"] == pytest.approx(sum(scores) / 2)
+    assert "majority class" in first.stdout and "50.0" in first.stdout
+
+    again = run(home, "configs/finetune.py:bipft_b,sst2", workdir, **options)
+    assert again.stdout == first.stdout
+    assert "sst2" not in again.stderr  # no progress line: nothing was trained again
+    with pytest.raises(SystemExit, match="holds a finetuned classifier"):
+        fill_mask.main(["--workdir", str(workdir / "seed_0"), "A [MASK] sees."])
+
+
+def test_fill_mask_prints_five_words(pretrained, capsys):
+    fill_mask.main(["--workdir", str(pretrained), "the old [MASK] sees a cat ."])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 5 and all(word in [*WORDS, "."] for _, word in lines)
+    probabilities = [float(probability) for probability, _ in lines]
+    assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1
+    with pytest.raises(SystemExit, match=r"no \[MASK\]"):
+        fill_mask.main(["--workdir", str(pretrained), "nothing to find"])
+
+
+def test_a_binary_run_starts_from_full_precision_and_learns_from_it(home):
+    options = dict(PRETRAIN, num_updates=8)
+    run(home, "configs/pretrain.py:fp,tiny", home / "fp", **options)
+    options |= dict(init_from=home / "fp", teacher=home / "fp", learning_rate=1e-5)
+    run(home, "configs/pretrain.py:bipft_a,tiny", home / "student", **options)
+    teacher = restore_params(home / "fp", "best").params
+    student = restore_params(home / "student", "latest").params
+    same = jax.numpy.corrcoef(
+        teacher["bert"]["encoder"]["layers"]["ffn_input"]["kernel"].ravel(),
+        student["bert"]["encoder"]["layers"]["ffn_input"]["kernel"].ravel(),
+    )
+    assert same[0, 1] > 0.9
+    last = [p for p in read_metrics(home / "student" / "metrics.jsonl") if "loss" in p][-1]
+    terms = [last[name] for name in ("mlm_loss", "nsp_loss", "nsp_soft_loss", "hidden_loss")]
+    assert last["loss"] == pytest.approx(sum(terms), rel=1e-5)
+
+
+def pretraining(home, arg="bipft_b,tiny", **overrides):
+    config = pretrain_config.get_config(arg)
+    config.update({"corpus_dir": str(home / "corpus"), **PRETRAIN, **overrides})
+    return config
+
+
+@pytest.mark.parametrize(
+    ("arg", "overrides", "message"),
+    [
+        ("bipft_b,tiny", {"corpus_dir": ""}, "give --config.corpus_dir=DIR"),
+        ("bipft_b,tiny", {"corpus_dir": "/nowhere"}, "python -m bipft_jax.data.corpus"),
+        ("bipft_c,tiny", {}, "unknown recipe 'bipft_c': did you mean bipft_"),
+        ("bipft_b,tinny", {}, "unknown size 'tinny': did you mean tiny"),
+        ("bipft_b,tiny", {"accumulation": 3}, "batch_size 8 is not a multiple of accumulation 3"),
+        ("bipft_b,tiny", {"compute": "int4", "accumulation": 1}, "unknown compute 'int4'"),
+    ],
+)
+def test_a_config_that_cannot_work_is_explained(home, tmp_path, arg, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain.train(pretraining(home, arg, **overrides), str(tmp_path / "run"))
+
+
+def test_a_workdir_of_another_config_is_refused_by_its_keys(home, pretrained):
+    config = json.loads((pretrained / "config.json").read_text())
+    changed = pretraining(home, accumulation=1, learning_rate=0.125)
+    assert config["learning_rate"] != 0.125
+    with pytest.raises(ValueError, match=r"(?s)learning_rate.*0\.125"):
+        pretrain.train(changed, str(pretrained))
+
+
+def test_finetuning_explains_what_is_missing(home, pretrained, tmp_path):
+    config = finetune_config.get_config("bipft_b,sst3")
+    with pytest.raises(ValueError, match="did you mean sst2"):
+        finetune.train(config, str(tmp_path))
+    config.task = "sst2"
+    with pytest.raises(ValueError, match="init_from is empty"):
+        finetune.train(config, str(tmp_path))
+    config.update({"init_from": str(tmp_path / "none"), "glue_dir": str(home / "glue")})
+    with pytest.raises(ValueError, match="no checkpoints"):
+        finetune.train(config, str(tmp_path))
+
+
+def test_a_mistyped_key_is_answered_with_the_nearest(home):
+    done = subprocess.run(
+        command(home, "configs/pretrain.py:bipft_b,tiny", home / "x", learning_rat=1),
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "unknown config key 'learning_rat': did you mean learning_rate" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,168 @@
+"""An update cut into micro-batches, over devices, with a teacher; losses and schedule by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bipft_jax.models.bert import BertForPreTraining, PretrainingOutput
+from bipft_jax.models.recipes import BertConfig, recipe_named
+from bipft_jax.training import sharding
+from bipft_jax.training.distillation import distillation_loss, make_teacher
+from bipft_jax.training.losses import Counts, classification_loss, pretraining_loss
+from bipft_jax.training.optimizer import adamw, linear_schedule
+from bipft_jax.training.state import calibrate, initial_params, is_scale, new_state
+from bipft_jax.training.step import INPUTS, pretraining_step
+
+LENGTH, PREDICTIONS, VOCAB = 12, 3, 17
+
+
+def config_of(recipe, **overrides):
+    sizes = dict(vocab_size=VOCAB, layers=2, hidden=16, heads=2, intermediate=32, max_positions=16)
+    return BertConfig(recipe_named(recipe), **{**sizes, "dropout": 0.0, **overrides})
+
+
+def batch_of(sequences, seed=0):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(6, LENGTH + 1, sequences)
+    mask = (np.arange(LENGTH) < lengths[:, None]).astype(np.int32)
+    # Micro-batches with different numbers of masked tokens: a mean of means would be wrong.
+    weights = (np.arange(PREDICTIONS) < rng.integers(1, PREDICTIONS + 1, sequences)[:, None]) * 1.0
+    return {
+        "input_ids": rng.integers(1, VOCAB, (sequences, LENGTH)).astype(np.int32) * mask,
+        "token_type_ids": (np.arange(LENGTH) > 4).astype(np.int32) * mask,
+        "attention_mask": mask,
+        "mlm_positions": np.sort(rng.integers(0, 6, (sequences, PREDICTIONS))).astype(np.int32),
+        "mlm_ids": rng.integers(1, VOCAB, (sequences, PREDICTIONS)).astype(np.int32),
+        "mlm_weights": weights.astype(np.float32),
+        "nsp_labels": rng.integers(0, 2, sequences).astype(np.int32),
+    }
+
+
+def one_update(recipe, batch, *, accumulation=1, devices=1, with_teacher=False):
+    """The gradient of an update, read off the parameters that plain SGD makes with rate -1."""
+    model = BertForPreTraining(config_of(recipe))
+    inputs = [batch[name] for name in INPUTS]
+    params = initial_params(model, jax.random.key(3), *inputs)
+    params = jax.tree.map(
+        lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params
+    )
+    params = calibrate(model, params, *inputs)
+    teacher, teacher_params = None, None
+    if with_teacher:
+        fp = config_of("fp")
+        theirs = initial_params(BertForPreTraining(fp), jax.random.key(5), *inputs)
+        teacher, teacher_params = make_teacher(fp, theirs, model.config, dropout=False)
+    optimizer = optax.sgd(-1.0)
+    step = pretraining_step(model, optimizer, seed=0, accumulation=accumulation, teacher=teacher)
+    mesh = sharding.data_mesh(jax.devices()[:devices])
+    state = sharding.put_replicated(mesh, new_state(params, optimizer))
+    teacher_params = sharding.put_replicated(mesh, teacher_params)
+    state, metrics = jax.jit(step)(state, teacher_params, sharding.put_batch(mesh, batch))
+    host = jax.device_get((state.params, params))
+    gradient = jax.tree.map(lambda new, old: new - old, *host)
+    return gradient, jax.device_get(metrics)
+
+
+def assert_close(got, expected):
+    def check(path, a, b):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 2e-6, err_msg=str(path))
+
+    jax.tree_util.tree_map_with_path(check, got, expected)
+
+
+@pytest.mark.parametrize("recipe", ["fp", "bipft_b"])
+def test_four_micro_batches_of_eight_are_one_batch_of_32(recipe):
+    batch = batch_of(32)
+    whole, metrics = one_update(recipe, batch, with_teacher=True)
+    cut, cut_metrics = one_update(recipe, batch, accumulation=4, with_teacher=True)
+    assert_close(cut, whole)
+    assert metrics.keys() == cut_metrics.keys()
+    for name, value in metrics.items():
+        np.testing.assert_allclose(cut_metrics[name], value, rtol=1e-4, err_msg=name)
+    if recipe == "bipft_b":
+        scales = [
+            value
+            for path, value in jax.tree_util.tree_leaves_with_path(whole)
+            if is_scale(path[-1].key)
+        ]
+        assert all(np.abs(value).max() > 1e-4 for value in scales)
+
+
+def test_eight_devices_make_the_update_of_one():
+    batch = batch_of(16)
+    one, _ = one_update("bipft_b", batch)
+    eight, _ = one_update("bipft_b", batch, devices=8, accumulation=2)
+    assert_close(eight, one)
+
+
+def test_pretraining_loss_counts_masked_tokens_only():
+    logits = np.zeros((2, 2, 4), np.float32)
+    logits[0, 0, 1] = np.log(3.0)  # p(1) = 3/6
+    output = PretrainingOutput(
+        jnp.asarray(logits), jnp.asarray([[0.0, 0.0], [np.log(4.0), 0.0]]), None, None
+    )
+    batch = {
+        "mlm_ids": jnp.asarray([[1, 2], [3, 0]]),
+        "mlm_weights": jnp.asarray([[1.0, 0.0], [1.0, 0.0]]),
+        "nsp_labels": jnp.asarray([1, 0]),
+    }
+    loss, metrics = pretraining_loss(output, batch, Counts(jnp.float32(2), jnp.float32(2)))
+    mlm = (np.log(2) + np.log(4)) / 2
+    nsp = (np.log(2) + np.log(5 / 4)) / 2
+    np.testing.assert_allclose(metrics["mlm_loss"], mlm, rtol=1e-6)
+    np.testing.assert_allclose(metrics["nsp_loss"], nsp, rtol=1e-6)
+    np.testing.assert_allclose(loss, mlm + nsp, rtol=1e-6)
+    assert metrics["mlm_accuracy"] == 0.5 and metrics["nsp_accuracy"] == 0.5
+
+
+def test_distillation_halves_the_cross_entropy_and_averages_over_hidden_states():
+    ours = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 4, 5)), jnp.float32)
+    theirs = ours.at[1].add(2.0)  # one of three hidden states is off by 2 everywhere
+    output = PretrainingOutput(None, jnp.zeros((2, 2)), ours, None)
+    counts = Counts(jnp.float32(2), jnp.float32(1))
+    loss, metrics = distillation_loss(output, theirs, jnp.asarray([[9.0, 1.0], [0.0, 3.0]]), counts)
+    np.testing.assert_allclose(metrics["hidden_loss"], 4 / 3, rtol=1e-6)
+    # A uniform student has cross entropy log 2 with any target; averaged over 2 classes: half.
+    np.testing.assert_allclose(metrics["nsp_soft_loss"], np.log(2) / 2, rtol=1e-6)
+    np.testing.assert_allclose(loss, 4 / 3 + np.log(2) / 2, rtol=1e-6)
+    _, without_nsp = distillation_loss(output, theirs, None, counts)
+    assert list(without_nsp) == ["hidden_loss"]
+
+
+def test_a_teacher_of_another_width_is_refused_and_one_without_nsp_head_is_noticed():
+    student, teacher_config = config_of("bipft_b"), config_of("fp")
+    with pytest.raises(ValueError, match="the teacher has hidden 32, the student 16"):
+        make_teacher(dataclasses.replace(teacher_config, hidden=32), {}, student, dropout=True)
+    teacher, used = make_teacher(teacher_config, {"bert": {}, "mlm_bias": 0}, student, dropout=True)
+    assert not teacher.has_nsp and list(used) == ["bert"]
+
+
+def test_regression_and_padded_rows():
+    batch = {"labels": jnp.asarray([1.0, 3.0, 9.0]), "weights": jnp.asarray([1.0, 1.0, 0.0])}
+    logits = jnp.asarray([[2.0], [1.0], [0.0]])
+    np.testing.assert_allclose(classification_loss(logits, batch), (1 + 4) / 2)
+
+
+def test_schedule_and_clipping():
+    schedule = linear_schedule(2.0, warmup_updates=4, num_updates=12)
+    rates = [float(schedule(t)) for t in (0, 1, 4, 8, 12)]
+    np.testing.assert_allclose(rates, [0.0, 0.5, 2.0, 1.0, 0.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="warmup_updates 12"):
+        linear_schedule(1.0, 12, 12)
+
+
+def test_weight_decay_spares_biases_norms_and_scales():
+    params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "input_scale": jnp.ones(())}}
+    params |= {"norm": {"scale": jnp.ones(2)}, "words": {"embedding": jnp.ones((3, 2))}}
+    optimizer = adamw(0.1, weight_decay=0.5, clip_norm=0.0)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    decayed = {
+        jax.tree_util.keystr(path) for path, u in jax.tree_util.tree_leaves_with_path(updates)
+        if np.any(u)
+    }  # fmt: skip
+    assert decayed == {"['a']['kernel']", "['words']['embedding']"}

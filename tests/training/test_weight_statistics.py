@@ -1,0 +1,45 @@
+"""Flip ratios and scales as telemetry names them."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from bipft_jax.quantization.quantizers import MeanBinarizer
+from bipft_jax.training.weight_statistics import binary_codes, flip_ratios, scales
+
+
+def params(first_layer, pooler):
+    stacked = jnp.asarray([first_layer, [[-1.0, 1.0], [-1.0, 1.0]]])
+    layers = {"query": {"kernel": stacked, "input_shift": jnp.zeros((2, 2))}}
+    layers["query"]["input_scale"] = jnp.asarray([0.5, 0.25])
+    layers["norm"] = {"scale": jnp.ones((2, 2))}
+    head = {"kernel": jnp.asarray(pooler), "input_shift": jnp.zeros(2), "input_scale": jnp.ones(())}
+    classifier = {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}  # full precision
+    return {"bert": {"encoder": {"layers": layers}, "pooler": head}, "classifier": classifier}
+
+
+def test_flips_are_counted_around_each_layers_own_mean():
+    before = params([[-1.0, 1.0], [-1.0, 1.0]], [[-2.0, 2.0]])
+    # Adding a constant flips nothing: a layer is binarised around its own mean.
+    after = params([[4.0, 6.0], [6.0, 4.0]], [[-2.0, 2.0]])
+    quantizer = MeanBinarizer()
+    got = flip_ratios(binary_codes(before, quantizer), binary_codes(after, quantizer))
+    assert {name: float(value) for name, value in got.items()} == {
+        "flip_ratio": 2 / 10,
+        "flips/query/0": 0.5,
+        "flips/query/1": 0.0,
+        "flips/pooler": 0.0,
+    }
+
+
+def test_full_precision_has_no_flips():
+    assert flip_ratios(binary_codes(params([[1.0]], [[1.0]]), None), {}) == {}
+
+
+def test_scales_are_listed_by_layer():
+    named = scales(params([[0.0, 1.0], [0.0, 1.0]], [[0.0, 1.0]]))
+    expected = {
+        "scales/query/input_scale/0": 0.5,
+        "scales/query/input_scale/1": 0.25,
+        "scales/pooler/input_scale": 1.0,
+    }
+    assert {name: float(np.asarray(value)) for name, value in named.items()} == expected

@@ -24,12 +24,19 @@ def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
 
     Raises: ValueError if there is no [MASK] in the text.
     """
+
+    def continuation(part: str) -> list[int]:
+        # SentencePiece puts a word boundary before every text; after a mask there may be none.
+        ids = tokenizer.encode(part)
+        glued = part and not part[0].isspace()
+        return ids[1:] if glued and ids and tokenizer.id_to_piece(ids[0]) == "▁" else ids
+
     pieces = text.split(MASK)
     if len(pieces) == 1:
         raise ValueError(f"no {MASK} in {text!r}: put {MASK} where a word is to be found")
     ids = [tokenizer.cls_id, *tokenizer.encode(pieces[0])]
     for piece in pieces[1:]:
-        ids += [tokenizer.mask_id, *tokenizer.encode(piece)]
+        ids += [tokenizer.mask_id, *continuation(piece)]
     return [*ids, tokenizer.sep_id]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,18 @@ from bipft_jax.training import sharding
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
 from bipft_jax.training.checkpoints import Checkpointer
-from bipft_jax.training.flops import pretraining_flops
+from bipft_jax.training.flops import update_flops
 from bipft_jax.training.optimizer import adamw, linear_schedule
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
 from bipft_jax.training.warm_start import (
     Source,
+    abstract_params,
     checkpoint_description,
     load_source,
     warm_started,
 )
-from bipft_jax.training.workdir import claim_workdir, write_atomically
+from bipft_jax.training.workdir import check_workdir, claim_workdir, write_atomically
 
 RESULT_NAME = "result.json"
 
@@ -54,15 +56,22 @@ class TaskData:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all seeds of a run share; total: updates of one seed."""
+    """What all seeds of a run share.
+
+    total: updates of one seed. schedule: learning rate by update. update, predict: the jitted
+    steps, compiled once for all seeds.
+    """
 
     config: ml_collections.ConfigDict
     data: TaskData
     source: Source
     model: BertForSequenceClassification
     optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
     total: int
     mesh: jax.sharding.Mesh
+    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    predict: Callable[..., jax.Array]
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
@@ -77,6 +86,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     Raises: ValueError with what to change, for a task, file, checkpoint or config that does not
       fit.
     """
+    check_workdir(workdir, config.to_dict())
     run = make_run(config)
     claim_workdir(workdir, config.to_dict())
     results = [finetune_seed(run, Path(workdir) / f"seed_{seed}", seed) for seed in config.seeds]
@@ -104,23 +114,31 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         len(data.train), config.batch_size, config.epochs or task.epochs
     )
     total = min(total, config.max_updates) if config.max_updates else total
-    schedule = config.learning_rate
+    schedule = optax.constant_schedule(config.learning_rate)
     if config.schedule == "linear":
         schedule = linear_schedule(config.learning_rate, total // 10, total)
     model_config = dataclasses.replace(
         source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute),
         recipe=recipe_named(config.recipe, config.estimator_rank),
     )
+    if config.pretrained:  # on shapes only: is the checkpoint one for this model?
+        shapes = abstract_params(model_config, task.num_outputs)
+        warm_started(shapes, model_config, task.num_outputs, source)
     mesh = sharding.data_mesh()
     sharding.check_batch_size(config.batch_size, 1, mesh)
+    model = BertForSequenceClassification(model_config, task.num_outputs)
+    optimizer = adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
     return Run(
         config=config,
         data=data,
         source=source,
-        model=BertForSequenceClassification(model_config, task.num_outputs),
-        optimizer=adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm),
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
         total=total,
         mesh=mesh,
+        update=jax.jit(steps.finetuning_step(model, optimizer), donate_argnums=0),
+        predict=jax.jit(steps.prediction_step(model), out_shardings=sharding.replicated(mesh)),
     )
 
 
@@ -147,12 +165,12 @@ def finetune_seed(run: Run, directory: Path, seed: int) -> dict[str, Any]:
         return json.loads(finished.read_text())
     metric = run.data.task.selection_metric
     with Checkpointer(directory, keep_every=0, best_metric=metric, best_mode="max") as checkpointer:
-        state = first_state(run, seed)
-        restored = checkpointer.restore_latest(state, tokenizer=run.source.tokenizer)
-        _loop(run, directory, seed, checkpointer, state if restored is None else restored[0])
+        shapes = abstract_params(run.model.config, run.model.classes)
+        abstract = states.abstract_state(shapes, run.optimizer, sharding.replicated(run.mesh))
+        restored = checkpointer.restore_latest(abstract, tokenizer=run.source.tokenizer)
+        state = first_state(run, seed) if restored is None else restored[0]
+        _loop(run, directory, seed, checkpointer, state)
         best = checkpointer.best_step()
-        if best is None:
-            raise FloatingPointError(f"no finite {metric} in {directory}")
         result = {
             "seed": seed,
             "updates": run.total,
@@ -181,32 +199,35 @@ def _loop(
     run: Run, directory: Path, seed: int, checkpointer: Checkpointer, state: TrainState
 ) -> None:
     config, data, model, total = run.config, run.data, run.model, run.total
-    update = jax.jit(steps.finetuning_step(model, run.optimizer, seed=seed), donate_argnums=0)
-    predict = jax.jit(steps.prediction_step(model))
     length = data.train.sequence_length
     meter = ThroughputMeter(
         total_steps=total,
         sequences_per_step=config.batch_size,
         tokens_per_step=config.batch_size * length,
-        model_flops_per_step=pretraining_flops(model.config, config.batch_size, length, 0),
+        model_flops_per_step=update_flops(model.config, config.batch_size, length, 0),
     )
     evaluated = _evaluation_steps(config, len(data.train), total)
     description = checkpoint_description(model.config, model.classes, config.to_dict())
     tokenizer = run.source.tokenizer.to_dict()
     start = step = int(state.step)
     batches = glue_batches.train_batches(data.train, config.batch_size, seed, start_update=start)
+    unread: list[dict[str, jax.Array]] = []  # metrics since the last log point
     with Telemetry(directory, name=config.task, start_step=start, total_steps=total) as telemetry:
         while step < total:
-            state, metrics = update(state, _put(run.mesh, next(batches)))
+            state, metrics = run.update(state, seed, _put(run.mesh, next(batches)))
             step += 1
+            unread.append(metrics)
             if step == start + 1:
                 jax.block_until_ready(state.step)
                 meter.restart(step)
             if step % config.log_every == 0 or step == total:
-                values = jax.device_get(metrics)
+                read = jax.device_get(unread)
+                values = {name: float(np.mean([m[name] for m in read])) for name in metrics}
+                values["learning_rate"] = run.schedule(step - 1)
                 telemetry.log(step, {**values, **meter.rates(step)})
+                unread = []
             if step in evaluated:
-                scores = evaluate(predict, state.params, data, config.batch_size, run.mesh)
+                scores = evaluate(run.predict, state.params, data, config.batch_size, run.mesh)
                 telemetry.log(step, scores, split="dev")
                 checkpointer.save(
                     step, state, config=description, tokenizer=tokenizer, metrics=scores
@@ -277,7 +298,8 @@ def table(summary: dict[str, Any]) -> str:
         rows.append(["mean", summary["mean"]])
         rows.append(["standard deviation", summary["standard_deviation"]])
     rows.append(["majority class", summary["majority_class"]])
-    lines = [f"{summary['task']}, {summary['recipe']}, {origin}: best dev scores, in percent"]
+    what = f"{summary['task']}, {summary['recipe']}, {origin}"
+    lines = [f"{what}: best evaluation on the dev set, in percent"]
     lines.append(f"{'':34}" + "".join(f"{name:>12}" for name in names))
     for label, scores in rows:
         cells = [f"{100 * scores[n]:12.1f}" if n in scores else f"{'-':>12}" for n in names]

@@ -28,12 +28,17 @@ from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
 from bipft_jax.training.checkpoints import Checkpointer, verify_tokenizer
 from bipft_jax.training.distillation import Teacher, make_teacher
-from bipft_jax.training.flops import pretraining_flops
+from bipft_jax.training.flops import update_flops
 from bipft_jax.training.optimizer import adamw, linear_schedule
 from bipft_jax.training.state import Params, TrainState
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
-from bipft_jax.training.warm_start import checkpoint_description, load_source, warm_started
-from bipft_jax.training.workdir import claim_workdir
+from bipft_jax.training.warm_start import (
+    abstract_params,
+    checkpoint_description,
+    load_source,
+    warm_started,
+)
+from bipft_jax.training.workdir import check_workdir, claim_workdir
 
 _EVALUATION_SEED = 0  # held-out examples are the same for every run on a corpus
 
@@ -66,8 +71,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     Raises: ValueError with what to change, for a corpus, checkpoint, teacher, workdir or config
       that does not fit; FloatingPointError when the loss is no longer finite.
     """
+    check_workdir(workdir, config.to_dict())
     run = make_run(config)
-    claim_workdir(workdir, config.to_dict())
     checkpointer = Checkpointer(
         workdir, keep_every=config.keep_every, best_metric=BEST_METRIC, best_mode="min"
     )
@@ -76,7 +81,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
         if state is None:
             state = states.new_state(first_params(run), run.optimizer)
         state = sharding.put_replicated(run.mesh, state)
-        return _loop(run, workdir, checkpointer, state)
+        teacher, teacher_params = load_teacher(run)
+        claim_workdir(workdir, config.to_dict())
+        return _loop(run, workdir, checkpointer, state, teacher, teacher_params)
 
 
 def make_run(config: ml_collections.ConfigDict) -> Run:
@@ -108,23 +115,20 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         examples=PretrainingExamples.from_corpus(corpus, "train", seed=config.seed),
         model=BertForPreTraining(model_config),
         schedule=schedule,
-        optimizer=adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm),
+        optimizer=adamw(
+            schedule,
+            weight_decay=config.weight_decay,
+            clip_norm=config.clip_norm,
+            eps=config.adam_epsilon,
+        ),
         mesh=mesh,
     )
 
 
 def restored_state(run: Run, checkpointer: Checkpointer) -> TrainState | None:
     """The state of the newest usable checkpoint; None if there is none."""
-    ids = jnp.zeros((1, 8), jnp.int32)
-
-    def make(key):
-        return states.new_state(run.model.init(key, ids, ids, ids, ids)["params"], run.optimizer)
-
-    everywhere = sharding.replicated(run.mesh)
-    abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
-        jax.eval_shape(make, jax.random.key(0)),
-    )
+    params = abstract_params(run.model.config, 0)
+    abstract = states.abstract_state(params, run.optimizer, sharding.replicated(run.mesh))
     restored = checkpointer.restore_latest(abstract, tokenizer=run.corpus.tokenizer)
     return None if restored is None else restored[0]
 
@@ -136,6 +140,8 @@ def first_params(run: Run) -> Params:
     (batch,) = _batches(run, first=0, last=1)
     inputs = [batch[name] for name in steps.INPUTS]
     params = states.initial_params(run.model, jax.random.key(config.seed), *inputs)
+    if config.unigram_bias:
+        params["mlm_bias"] = jnp.asarray(states.log_frequencies(run.corpus.unigram_counts))
     if config.init_from:
         source = load_source(config.init_from)
         verify_tokenizer(source.tokenizer.to_dict(), tokenizer)
@@ -173,7 +179,7 @@ def unigram_baseline(counts: np.ndarray, batches: list[dict[str, np.ndarray]]) -
       with one added to each count).
     """
     ids = np.concatenate([b["mlm_ids"][b["mlm_weights"] > 0] for b in batches])
-    log_probability = np.log((counts + 1.0) / (counts.sum() + counts.size))
+    log_probability = states.log_frequencies(counts)
     return {
         "unigram_accuracy": float(np.mean(ids == np.argmax(counts))),
         "unigram_perplexity": float(np.exp(-np.mean(log_probability[ids]))),
@@ -219,7 +225,7 @@ def _batches(run: Run, *, first: int, last: int):
 
 def _held_out_batches(run: Run) -> list[dict[str, np.ndarray]]:
     examples = PretrainingExamples.from_corpus(run.corpus, "validation", seed=_EVALUATION_SEED)
-    # Smaller than a micro-batch only if the held-out text is; a whole number for every device.
+    # Micro-batches (less, if there is not so much text), split evenly over the devices.
     devices = run.mesh.size
     size = min(run.config.batch_size // run.config.accumulation, len(examples))
     size = max(size // devices, 1) * devices
@@ -235,9 +241,25 @@ def _held_out_batches(run: Run) -> list[dict[str, np.ndarray]]:
     )
 
 
-def _loop(run: Run, workdir: str, checkpointer: Checkpointer, state: TrainState) -> TrainState:
+def _check_finite(loss: float, step: int) -> None:
+    """So that a state with NaN is never saved: what a run stops with when it has diverged."""
+    if not np.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} at update {step}. The checkpoints in the workdir are from before "
+            "and can be used: start a new --workdir with --config.init_from=this one and a lower "
+            "learning_rate or clip_norm"
+        )
+
+
+def _loop(
+    run: Run,
+    workdir: str,
+    checkpointer: Checkpointer,
+    state: TrainState,
+    teacher: Teacher | None,
+    teacher_params: Params | None,
+) -> TrainState:
     config, model_config = run.config, run.model.config
-    teacher, teacher_params = load_teacher(run)
     update = jax.jit(
         steps.pretraining_step(
             run.model,
@@ -269,9 +291,7 @@ def _loop(run: Run, workdir: str, checkpointer: Checkpointer, state: TrainState)
         total_steps=last,
         sequences_per_step=config.batch_size,
         tokens_per_step=config.batch_size * length,
-        model_flops_per_step=pretraining_flops(
-            model_config, config.batch_size, length, predictions
-        ),
+        model_flops_per_step=update_flops(model_config, config.batch_size, length, predictions),
     )
     description = checkpoint_description(model_config, 0, config.to_dict())
     tokenizer = run.corpus.tokenizer.to_dict()
@@ -286,11 +306,7 @@ def _loop(run: Run, workdir: str, checkpointer: Checkpointer, state: TrainState)
             if unread is None:
                 return
             (at, values), unread = jax.device_get(unread), None
-            if not np.isfinite(values["loss"]):
-                raise FloatingPointError(
-                    f"the loss is {values['loss']} at update {at}: lower learning_rate or set "
-                    "clip_norm; the last checkpoint in the workdir is from before"
-                )
+            _check_finite(values["loss"], at)
             telemetry.log(at, {**values, **meter.rates(at)})
 
         for batch in _batches(run, first=start, last=last):
@@ -311,6 +327,7 @@ def _loop(run: Run, workdir: str, checkpointer: Checkpointer, state: TrainState)
             if step % config.evaluate_every == 0 or step == last:
                 read()
                 results = evaluate(evaluation_step, state.params, held_out)
+                _check_finite(results["loss"], step)
                 telemetry.log(step, {**results, **baseline}, split="validation")
                 checkpointer.save(
                     step, state, config=description, tokenizer=tokenizer, metrics=results

@@ -9,7 +9,7 @@ which also fixes the tokenizer and the sequence length.
 
 Defaults are for a small model from scratch. The published BiPFT recipe for base: batch_size 512,
 learning_rate 2e-4, warmup_updates 5000, num_updates 500000 (62500 were effective, SPEC quirk 9),
-weight_decay 0, clip_norm 0, init_from and teacher a full-precision BERT.
+adam_epsilon 1e-8, weight_decay 0, clip_norm 0, init_from and teacher a full-precision BERT.
 """
 
 import ml_collections
@@ -37,21 +37,23 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
 
     # Start
     config.init_from = ""  # workdir whose best checkpoint to start from, such as an fp model
+    config.unigram_bias = True  # from scratch, MLM bias starts at log word frequency, not at 0
     config.teacher = ""  # workdir of a full-precision model of the same size to distil from
     config.teacher_dropout = True  # the reference's teacher runs with its dropout active
 
     # Optimisation, counted in updates
     config.num_updates = 10_000
     config.batch_size = 256  # sequences per update, over all devices
-    config.accumulation = 1  # micro-batches that an update is cut into: less memory, same update
+    config.accumulation = 1  # micro-batches of an update: less memory, same update but for dropout
     config.learning_rate = 5e-4  # peak; linear warm-up, then linear decay to 0
     config.warmup_updates = 500
+    config.adam_epsilon = 1e-6  # BERT's; keeps rows of rare words from drifting (BiPFT's: 1e-8)
     config.weight_decay = 0.01  # decoupled, on matrices only
     config.clip_norm = 1.0  # global gradient norm; 0: no clipping
 
     # Output
     config.log_every = 50  # updates; means over them
     config.evaluate_every = 1_000  # updates; held-out evaluation and a checkpoint
-    config.evaluation_sequences = 1_024  # of the validation split; 0: all
+    config.evaluation_sequences = 1_024  # of held-out text, in whole batches; 0: all
     config.keep_every = 0  # keep the checkpoint of every such update beside best and latest
     return config

@@ -11,16 +11,17 @@ prepare_environment() {
     echo "       Name one with PYTHON=python3.12 bash $0" >&2
     return 1
   fi
-  stamp=".venv/installed$extras"
   wanted=$(cat requirements.txt pyproject.toml)
-  if [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
-    return
-  fi
+  for stamp in ".venv/installed$extras" ".venv/installed[test]"; do  # the tests' set has it all
+    if [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
+      return
+    fi
+  done
   if [[ ! -x .venv/bin/python ]]; then
     echo "making .venv with $("$python" --version)"
     "$python" -m venv .venv
   fi
   echo "installing bipft_jax$extras (a few minutes the first time)"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
-  printf '%s\n' "$wanted" > "$stamp"
+  printf '%s\n' "$wanted" > ".venv/installed$extras"
 }

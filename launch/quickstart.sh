@@ -36,6 +36,7 @@ $python launch/train.py --config=configs/finetune.py:bipft_b,acceptability \
 
 cat <<TEXT
 
+Done in $((SECONDS / 60)) min $((SECONDS % 60)) s.
 Everything is in $runs: metrics.jsonl, tensorboard/ and checkpoints/ of each run.
 How to go on (README.md has more):
   source .venv/bin/activate

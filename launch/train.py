@@ -36,7 +36,9 @@ def main(argv: list[str]) -> None:
     try:
         programs[_CONFIG.value.program](_CONFIG.value, _WORKDIR.value)
     except (ValueError, FloatingPointError, OSError) as error:
-        sys.exit(f"error: {error}")
+        if flags.FLAGS["verbosity"].present:
+            raise
+        sys.exit(f"error: {error}\n(--verbosity=0 shows where)")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -15,8 +15,10 @@ import pytest
 
 from bipft_jax import fill_mask, finetune, pretrain
 from bipft_jax.data import corpus
+from bipft_jax.data.tokenizers import train_sentencepiece
 from bipft_jax.training.checkpoints import restore_params
 from bipft_jax.training.parameters import named_leaves
+from bipft_jax.training.step import evaluation_step
 from bipft_jax.training.telemetry import read_metrics
 from configs import finetune as finetune_config
 from configs import pretrain as pretrain_config
@@ -82,6 +84,7 @@ def run(home, *arguments, **overrides):
 
 PRETRAIN = dict(
     num_updates=40,
+    keep_every=20,
     warmup_updates=4,
     batch_size=8,
     evaluate_every=4,
@@ -125,6 +128,19 @@ def test_a_killed_run_started_again_ends_with_the_same_bits(home, pretrained):
     assert steps == list(range(4, 41, 4))
 
 
+def test_the_untrained_bias_scores_like_the_unigram_baseline(home):
+    """With the bias at log frequencies and nothing else (hidden states times zero embeddings)."""
+    run = pretrain.make_run(pretraining(home, "fp,tiny"))
+    params = pretrain.first_params(run)
+    words = params["bert"]["words"]
+    words["embedding"] = jax.numpy.zeros_like(words["embedding"])
+    batches = pretrain._held_out_batches(run)
+    found = pretrain.evaluate(jax.jit(evaluation_step(run.model)), params, batches)
+    baseline = pretrain.unigram_baseline(run.corpus.unigram_counts, batches)
+    assert found["mlm_perplexity"] == pytest.approx(baseline["unigram_perplexity"], rel=1e-4)
+    assert found["mlm_accuracy"] == pytest.approx(baseline["unigram_accuracy"])
+
+
 def test_telemetry_has_what_a_run_is_judged_by(pretrained):
     points = read_metrics(pretrained / "metrics.jsonl")
     training = [point for point in points if "loss" in point]
@@ -152,7 +168,8 @@ def test_finetuning_several_seeds_is_summarised_and_not_repeated(home, pretraine
 
     again = run(home, "configs/finetune.py:bipft_b,sst2", workdir, **options)
     assert again.stdout == first.stdout
-    assert "sst2" not in again.stderr  # no progress line: nothing was trained again
+    # No progress line: nothing was trained again.
+    assert "sst2" in first.stderr and "sst2" not in again.stderr
     with pytest.raises(SystemExit, match="holds a finetuned classifier"):
         fill_mask.main(["--workdir", str(workdir / "seed_0"), "A [MASK] sees."])
 
@@ -204,6 +221,22 @@ def pretraining(home, arg="bipft_b,tiny", **overrides):
 def test_a_config_that_cannot_work_is_explained(home, tmp_path, arg, overrides, message):
     with pytest.raises(ValueError, match=message):
         pretrain.train(pretraining(home, arg, **overrides), str(tmp_path / "run"))
+
+
+def test_a_run_that_never_began_does_not_occupy_its_workdir(home, tmp_path):
+    with pytest.raises(ValueError, match="no checkpoints"):
+        pretrain.train(pretraining(home, init_from="/nowhere", batch_size=16), str(tmp_path))
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_sentencepiece_text_after_a_mask_is_encoded_as_in_running_text():
+    sentences = [f"the value of item {i} is none." for i in range(200)]
+    tokenizer = train_sentencepiece(sentences, 60)
+    running = tokenizer.encode("the value is none.")
+    value, stop = tokenizer.encode("value"), running[-1]
+    ids = fill_mask.encode_masked(tokenizer, "the [MASK] is [MASK].")
+    assert ids[-2] == stop and ids[-3] == tokenizer.mask_id
+    assert ids.count(tokenizer.mask_id) == 2 and value[0] not in ids
 
 
 def test_a_workdir_of_another_config_is_refused_by_its_keys(home, pretrained):

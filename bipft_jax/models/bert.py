@@ -11,7 +11,13 @@ from flax import linen as nn
 
 from bipft_jax.errors import unknown_name
 from bipft_jax.models.attention import SelfAttention
-from bipft_jax.models.layers import BinaryDense, BinaryEmbed, dense_initializer, layer_norm
+from bipft_jax.models.layers import (
+    BinaryDense,
+    BinaryEmbed,
+    dense_initializer,
+    layer_norm,
+    logits_dtype,
+)
 from bipft_jax.models.recipes import BertConfig
 
 ACTIVATIONS = {"gelu": functools.partial(nn.gelu, approximate=False), "relu": nn.relu}
@@ -30,13 +36,12 @@ class PretrainingOutput(NamedTuple):
     """What `BertForPreTraining` returns.
 
     mlm_logits: [B, P, vocab]; nsp_logits: [B, 2]; hidden_states: [layers + 1, B, S, H], the
-    embedding output first; pooled: [B, H].
+    embedding output first.
     """
 
     mlm_logits: jax.Array
     nsp_logits: jax.Array
     hidden_states: jax.Array
-    pooled: jax.Array
 
 
 def _binary_dense(config: BertConfig, features: int, input_quantizer, name: str) -> BinaryDense:
@@ -96,7 +101,7 @@ class Encoder(nn.Module):
             )
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0, "calibration": 0, "intermediates": 0},
+            variable_axes={"params": 0, "calibration": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=config.layers,
@@ -188,9 +193,9 @@ class BertForPreTraining(nn.Module):
         x = dense(config.hidden, name="mlm_dense")(x)
         x = layer_norm(config, "mlm_norm")(ACTIVATIONS[config.recipe.mlm_activation](x))
         bias = self.param("mlm_bias", nn.initializers.zeros, (config.vocab_size,))
-        mlm_logits = bert.decode(x) + bias.astype(dtype)
-        nsp_logits = dense(2, name="nsp")(pooled)
-        return PretrainingOutput(mlm_logits, nsp_logits, hidden_states, pooled)
+        mlm_logits = bert.decode(x) + bias
+        nsp_logits = dense(2, dtype=logits_dtype(dtype), name="nsp")(pooled)
+        return PretrainingOutput(mlm_logits, nsp_logits, hidden_states)
 
 
 class BertForSequenceClassification(nn.Module):
@@ -212,7 +217,7 @@ class BertForSequenceClassification(nn.Module):
         pooled = nn.Dropout(config.dropout)(pooled, deterministic=deterministic)
         return nn.Dense(
             self.classes,
-            dtype=jnp.dtype(config.dtype),
+            dtype=logits_dtype(config.dtype),
             kernel_init=dense_initializer(config.initializer_range),
             name="classifier",
         )(pooled)

@@ -44,6 +44,11 @@ def dense_initializer(initializer_range: float) -> nn.initializers.Initializer:
     return nn.initializers.normal(initializer_range)
 
 
+def logits_dtype(dtype: Any) -> Any:
+    """Logits are float32 (float64 for float64 activations): 8 bits of bfloat16 lose rank order."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 class BinaryDense(nn.Module):
     """y = Q(x + shift) @ B(kernel) + bias (SPEC 1.5).
 
@@ -114,8 +119,10 @@ class BinaryEmbed(nn.Module):
         return rows.astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """x: [..., features] -> [..., vocab]: products with the *latent* embedding (SPEC 2.2)."""
-        return x @ self.embedding.astype(self.dtype).T
+        """x: [..., features] -> [..., vocab], float32: products with the *latent* embedding
+        (SPEC 2.2)."""
+        table = self.embedding.astype(self.dtype)
+        return jnp.matmul(x, table.T, preferred_element_type=logits_dtype(self.dtype))
 
 
 def layer_norm(config, name: str) -> nn.LayerNorm:

@@ -33,7 +33,7 @@ class Recipe:
     """
 
     name: str
-    weight: Quantizer | None = None
+    weight: MeanBinarizer | None = None
     embedding: MeanBinarizer | None = None
     linear_input: Quantizer | None = None
     ffn_output_input: Quantizer | None = None
@@ -182,5 +182,6 @@ def architecture(config: BertConfig) -> dict:
 def config_of(described: dict, **overrides) -> BertConfig:
     """The `BertConfig` of an `architecture`; overrides choose what belongs to the run."""
     fields = dict(described)
-    recipe = recipe_named(fields.pop("recipe"), fields.pop("estimator_rank") or -1)
+    recipe = recipe_named(fields.pop("recipe"))
+    recipe = dataclasses.replace(recipe, estimator_rank=fields.pop("estimator_rank"))
     return BertConfig(recipe=recipe, **{**fields, **overrides})

@@ -9,7 +9,7 @@ element, never the float operand.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,17 +54,16 @@ def binary_dot_general(
     """`lax.dot_general` of two arrays that are quantised first.
 
     Arguments:
-      lhs, rhs: float arrays of one dtype.
+      lhs, rhs: float arrays; a product of unquantised operands is made in lhs's dtype.
       dimension_numbers: as `lax.dot_general` takes them.
       lhs_quantizer, rhs_quantizer: rows of the quantizer table; None leaves an operand as it is
-        (then the product is made in the operands' float type). None for both is an ordinary
-        product, with this op's layout of the backward products.
+        (then the product is made in lhs's dtype, accumulated in float32 or wider).
       lhs_scale, rhs_scale: learned scalar scales, for the quantizers that have one.
       compute: arithmetic of the product of codes, "int8" (int8 x int8 -> int32), "bfloat16"
         (accumulated in float32), "float32", or "auto" (`AUTO_COMPUTE`). The codes are the same in
         all of them, and so are the results while sums stay below 2^24.
 
-    Returns: the product, in the operands' dtype, dimensions ordered as by `lax.dot_general`.
+    Returns: the product, in lhs's dtype, dimensions ordered as by `lax.dot_general`.
 
     Raises: ValueError for an unknown `compute`, or a rhs quantizer that needs an offset
       (unsigned, more than one bit), which only the left operand may have.
@@ -82,37 +81,54 @@ def binary_dot_general(
         lhs_scale,
         rhs_scale,
         numbers,
-        lhs_quantizer,
-        rhs_quantizer,
-        resolve_compute(compute),
+        _Static(lhs_quantizer, rhs_quantizer, resolve_compute(compute), lhs.dtype, rhs.dtype),
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
-def _binary_dot(lhs, rhs, lhs_scale, rhs_scale, numbers, lhs_quantizer, rhs_quantizer, compute):
-    left = _encode(lhs, lhs_scale, lhs_quantizer)
-    right = _encode(rhs, rhs_scale, rhs_quantizer)
-    return _multiply(left, right, numbers, compute, lhs.dtype)
+class _Static(NamedTuple):
+    """What the compiled program depends on beside shapes."""
+
+    lhs_quantizer: Quantizer | None
+    rhs_quantizer: Quantizer | None
+    compute: str
+    lhs_dtype: Any
+    rhs_dtype: Any
 
 
-def _forward(lhs, rhs, lhs_scale, rhs_scale, numbers, lhs_quantizer, rhs_quantizer, compute):
-    left = _encode(lhs, lhs_scale, lhs_quantizer)
-    right = _encode(rhs, rhs_scale, rhs_quantizer)
-    product = _multiply(left, right, numbers, compute, lhs.dtype)
-    kept_left = _residual(lhs, lhs_scale, left, lhs_quantizer)
-    kept_right = _residual(rhs, rhs_scale, right, rhs_quantizer)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _binary_dot(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
+    left = _encode(lhs, lhs_scale, static.lhs_quantizer)
+    right = _encode(rhs, rhs_scale, static.rhs_quantizer)
+    return _multiply(left, right, numbers, static.compute, lhs.dtype)
+
+
+def _forward(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
+    left = _encode(lhs, lhs_scale, static.lhs_quantizer)
+    right = _encode(rhs, rhs_scale, static.rhs_quantizer)
+    product = _multiply(left, right, numbers, static.compute, lhs.dtype)
+    kept_left = _residual(lhs, lhs_scale, left, static.lhs_quantizer)
+    kept_right = _residual(rhs, rhs_scale, right, static.rhs_quantizer)
     return product, (kept_left, kept_right, lhs_scale, rhs_scale)
 
 
-def _backward(numbers, lhs_quantizer, rhs_quantizer, compute, kept, cotangent):
+def _backward(numbers, static, kept, cotangent):
     kept_left, kept_right, lhs_scale, rhs_scale = kept
     dtype = cotangent.dtype
-    left = _restored_value(kept_left, lhs_scale, lhs_quantizer, dtype)
-    right = _restored_value(kept_right, rhs_scale, rhs_quantizer, dtype)
-    left_cotangent, right_cotangent = _transposed_products(cotangent, left, right, numbers)
-    lhs_bar, lhs_scale_bar = _pullback(kept_left, lhs_scale, left_cotangent, lhs_quantizer)
-    rhs_bar, rhs_scale_bar = _pullback(kept_right, rhs_scale, right_cotangent, rhs_quantizer)
-    return lhs_bar, rhs_bar, lhs_scale_bar, rhs_scale_bar
+    left, left_factor = _factor(kept_left, lhs_scale, static.lhs_quantizer, dtype)
+    right, right_factor = _factor(kept_right, rhs_scale, static.rhs_quantizer, dtype)
+    to_left, to_right = _transposed_products(cotangent, left, right, numbers)
+    lhs_bar, lhs_scale_bar = _pullback(
+        kept_left, lhs_scale, to_left * right_factor, static.lhs_quantizer
+    )
+    rhs_bar, rhs_scale_bar = _pullback(
+        kept_right, rhs_scale, to_right * left_factor, static.rhs_quantizer
+    )
+    return (
+        lhs_bar.astype(static.lhs_dtype),
+        rhs_bar.astype(static.rhs_dtype),
+        lhs_scale_bar,
+        rhs_scale_bar,
+    )
 
 
 _binary_dot.defvjp(_forward, _backward)
@@ -126,8 +142,15 @@ def _residual(x, scale, encoded, quantizer):
     return x if quantizer is None else quantizer.residual(x, scale, encoded)
 
 
-def _restored_value(residual, scale, quantizer, dtype):
-    return residual if quantizer is None else quantizer.restore(residual, scale).value(dtype)
+def _factor(residual, scale, quantizer, dtype):
+    """An operand as (array, scalar): codes, which are exact in any float type, and their scale
+    where that is one number; else the values, and 1."""
+    if quantizer is None:
+        return residual.astype(dtype), 1.0
+    encoded = quantizer.restore(residual, scale)
+    if encoded.offset is None and encoded.scale.ndim == 0:
+        return encoded.codes.astype(dtype), encoded.scale
+    return encoded.value(dtype), 1.0
 
 
 def _pullback(residual, scale, cotangent, quantizer):
@@ -136,76 +159,77 @@ def _pullback(residual, scale, cotangent, quantizer):
     return quantizer.pullback(residual, scale, cotangent)
 
 
-def _transposed_products(cotangent, left, right, numbers):
-    """Cotangents of both operands of `lax.dot_general(left, right, numbers)`.
+class _Side(NamedTuple):
+    """One operand of a product: the array, its axes by role, its free axes in the product."""
 
-    Written out, because autodiff's own product for the right operand comes out transposed, and XLA
-    on CPU then leaves its fast matrix product (measured: 5 times slower). The order of the two
-    factors is chosen so that the result needs no transpose where that is possible.
-    """
+    array: jax.Array
+    contract: tuple[int, ...]
+    batch: tuple[int, ...]
+    free: tuple[int, ...]
+    free_in_product: tuple[int, ...]
+
+
+def _transposed_products(cotangent, left, right, numbers):
+    """Cotangents of both operands of `lax.dot_general(left, right, numbers)`."""
     (left_contract, right_contract), (left_batch, right_batch) = numbers
-    batches = len(left_batch)
     left_free = _free_axes(left.ndim, left_contract, left_batch)
     right_free = _free_axes(right.ndim, right_contract, right_batch)
-    out_batch = tuple(range(batches))
-    out_left = tuple(range(batches, batches + len(left_free)))
-    out_right = tuple(range(batches + len(left_free), cotangent.ndim))
+    first = len(left_batch)
+    middle = first + len(left_free)
+    lhs = _Side(left, left_contract, left_batch, left_free, tuple(range(first, middle)))
+    rhs = _Side(
+        right, right_contract, right_batch, right_free, tuple(range(middle, cotangent.ndim))
+    )
+    return _cotangent_of(lhs, rhs, cotangent), _cotangent_of(rhs, lhs, cotangent)
 
-    def product(free, contract, batch, out_free, other, other_free, other_contract, other_batch):
-        """[batch, out_free..., other_contract...] or [batch, other_contract..., out_free...],
-        permuted to the operand with those axes."""
-        # The contracted axes come out in ascending order of the other operand's axes.
-        order = sorted(range(len(contract)), key=lambda i: other_contract[i])
-        own_contract = tuple(contract[i] for i in order)
-        cotangent_first = (*batch, *free, *own_contract)
-        other_first = (*batch, *own_contract, *free)
-        if other_first == tuple(range(len(other_first))):
-            numbers = ((other_free, out_free), (other_batch, out_batch))
-            return lax.dot_general(other, cotangent, numbers)
-        numbers = ((out_free, other_free), (out_batch, other_batch))
-        result = lax.dot_general(cotangent, other, numbers)
-        return lax.transpose(result, _inverse(cotangent_first))
 
-    return (
-        product(
-            left_free, left_contract, left_batch, out_right,
-            right, right_free, right_contract, right_batch,
-        ),
-        product(
-            right_free, right_contract, right_batch, out_left,
-            left, left_free, left_contract, left_batch,
-        ),
-    )  # fmt: skip
+def _cotangent_of(own: _Side, other: _Side, cotangent: jax.Array) -> jax.Array:
+    """The product of cotangent and other operand, in the axes of the own operand.
+
+    Written out, because autodiff's own product for the right operand comes out transposed, and XLA
+    on CPU then leaves its fast matrix product (a linear layer's backward pass took 3 times as
+    long). The two factors are multiplied in the order that needs no transpose, if there is one.
+    """
+    batch_in_product = tuple(range(len(own.batch)))
+    # The contracted axes come out in the order that they have in the other operand.
+    order = sorted(range(len(own.contract)), key=other.contract.__getitem__)
+    contract = tuple(own.contract[i] for i in order)
+    axes = (*own.batch, *contract, *own.free)
+    if axes == tuple(range(len(axes))):
+        numbers = ((other.free, other.free_in_product), (other.batch, batch_in_product))
+        return _product(other.array, cotangent, numbers)
+    numbers = ((other.free_in_product, other.free), (batch_in_product, other.batch))
+    product = _product(cotangent, other.array, numbers)
+    axes = (*own.batch, *own.free, *contract)
+    return lax.transpose(product, sorted(range(len(axes)), key=axes.__getitem__))
+
+
+def _product(left: jax.Array, right: jax.Array, numbers: DimensionNumbers) -> jax.Array:
+    """Accumulated, and returned, in float32 or wider."""
+    wide = jnp.promote_types(left.dtype, jnp.float32)
+    return lax.dot_general(left, right, numbers, preferred_element_type=wide)
 
 
 def _free_axes(ndim: int, contract: tuple[int, ...], batch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(i for i in range(ndim) if i not in contract and i not in batch)
 
 
-def _inverse(permutation: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(range(len(permutation)), key=permutation.__getitem__))
-
-
 def _multiply(left, right, numbers, compute: str, dtype: Any) -> jax.Array:
     """The product of two operands, each `Encoded` or a plain float array."""
-    if not (isinstance(left, Encoded) and isinstance(right, Encoded)):
-        compute = "float32"
     left_codes, left_scale, left_offset = left if isinstance(left, Encoded) else (left, None, None)
     right_codes, right_scale, _ = right if isinstance(right, Encoded) else (right, None, None)
 
     scale_type = jnp.promote_types(dtype, jnp.float32)
-    if compute == "int8":
+    if not (isinstance(left, Encoded) and isinstance(right, Encoded)):
+        code_type = dtype
+    else:
+        code_type = {"int8": jnp.int8, "bfloat16": jnp.bfloat16, "float32": scale_type}[compute]
+    if code_type == jnp.int8:
         product = lax.dot_general(
             left_codes, right_codes, numbers, preferred_element_type=jnp.int32
         ).astype(scale_type)
     else:
-        code_type = jnp.bfloat16 if compute == "bfloat16" else scale_type
-        product = lax.dot_general(
-            left_codes.astype(code_type),
-            right_codes.astype(code_type),
-            numbers,
-            preferred_element_type=scale_type,
-        )
+        product = _product(left_codes.astype(code_type), right_codes.astype(code_type), numbers)
     free = (left_codes.ndim, right_codes.ndim)
     if left_offset is not None:
         # sum_k (code * scale + offset) r = scale * sum_k code r + offset * sum_k r

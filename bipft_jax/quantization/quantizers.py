@@ -275,7 +275,8 @@ def _check_bits(quantizer: ElasticSigned | ElasticUnsigned) -> None:
 
 def _clamped(scale: jax.Array, x: jax.Array) -> jax.Array:
     scale = scale.astype(_scale_type(x))
-    return jnp.where(scale > SMALLEST_SCALE, scale, jnp.asarray(SMALLEST_SCALE, scale.dtype))
+    # A NaN scale (not yet initialised, or diverged) stays NaN and so is noticed.
+    return jnp.where(scale <= SMALLEST_SCALE, jnp.asarray(SMALLEST_SCALE, scale.dtype), scale)
 
 
 def _clip(levels: jax.Array, lowest: int, highest: int) -> jax.Array:

@@ -75,7 +75,8 @@ def distillation_loss(
 
     Returns: (loss, metrics), adding up over micro-batches.
     """
-    difference = (output.hidden_states - hidden_states).astype(jnp.float32)
+    ours, theirs = (x.astype(jnp.float32) for x in (output.hidden_states, hidden_states))
+    difference = ours - theirs
     states, _, length, width = difference.shape
     rep = jnp.sum(jnp.square(difference)) / (states * counts.sequences * length * width)
     metrics = {"hidden_loss": rep}

@@ -5,11 +5,13 @@ from __future__ import annotations
 from bipft_jax.models.recipes import BertConfig
 
 
-def pretraining_flops(config: BertConfig, sequences: int, length: int, predictions: int) -> float:
-    """Model FLOPs of one update, forward and backward, as if nothing were quantised.
+def update_flops(config: BertConfig, sequences: int, length: int, predictions: int) -> float:
+    """Model FLOPs of one update of `sequences` x `length` tokens, as if nothing were quantised.
 
-    Two operations a multiply-add, the backward pass twice the forward; matrix products only
-    (Chowdhery et al. 2022, appendix B), so that recipes of one size are measured by one rule.
+    Forward and backward, two operations a multiply-add, the backward pass twice the forward;
+    matrix products only (Chowdhery et al. 2022, appendix B), so that recipes of one size are
+    measured by one rule. predictions: masked positions a sequence that the MLM head decodes, 0
+    for a classifier.
     """
     h, inner, s = config.hidden, config.intermediate, length
     linears = config.layers * (4 * h * h + 2 * h * inner)

@@ -43,15 +43,13 @@ def pretraining_loss(output: PretrainingOutput, batch: Batch, counts: Counts):
     Returns: (loss, metrics): scalars in nats; the metrics add up over micro-batches.
     """
     weights = batch["mlm_weights"] / counts.masked_tokens
-    mlm_logits = output.mlm_logits.astype(jnp.float32)
-    mlm = optax.softmax_cross_entropy_with_integer_labels(mlm_logits, batch["mlm_ids"])
-    nsp_logits = output.nsp_logits.astype(jnp.float32)
-    nsp = optax.softmax_cross_entropy_with_integer_labels(nsp_logits, batch["nsp_labels"])
+    mlm = optax.softmax_cross_entropy_with_integer_labels(output.mlm_logits, batch["mlm_ids"])
+    nsp = optax.softmax_cross_entropy_with_integer_labels(output.nsp_logits, batch["nsp_labels"])
     metrics = {
         "mlm_loss": jnp.sum(mlm * weights),
         "nsp_loss": jnp.sum(nsp) / counts.sequences,
-        "mlm_accuracy": jnp.sum((jnp.argmax(mlm_logits, -1) == batch["mlm_ids"]) * weights),
-        "nsp_accuracy": jnp.sum(jnp.argmax(nsp_logits, -1) == batch["nsp_labels"])
+        "mlm_accuracy": jnp.sum((jnp.argmax(output.mlm_logits, -1) == batch["mlm_ids"]) * weights),
+        "nsp_accuracy": jnp.sum(jnp.argmax(output.nsp_logits, -1) == batch["nsp_labels"])
         / counts.sequences,
     }
     return metrics["mlm_loss"] + metrics["nsp_loss"], metrics
@@ -64,7 +62,6 @@ def classification_loss(logits: jax.Array, batch: Batch) -> jax.Array:
       logits: [B, classes].
       batch: labels int [B], or float [B] for regression; weights float [B], 0 on padding rows.
     """
-    logits = logits.astype(jnp.float32)
     if jnp.issubdtype(batch["labels"].dtype, jnp.floating):
         each = jnp.square(logits[:, 0] - batch["labels"])
     else:

@@ -59,8 +59,8 @@ def check_parameters(
     Arguments:
       restored: pytree of arrays.
       expected: pytree of arrays or `jax.ShapeDtypeStruct`s, such as `jax.eval_shape` of `init`.
-      allowed_missing: of a path; True where the model may create the parameter itself, which is for
-        the scales of quantizers only.
+      allowed_missing: of a path; True where the model may create the parameter itself, because
+        what was restored never had it.
       allowed_unexpected: of a path; True where a restored parameter may be dropped, such as the
         head of another task.
       source: what was restored, for the message.

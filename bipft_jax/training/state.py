@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
@@ -30,6 +31,16 @@ def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainS
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
+def abstract_state(
+    params: Params, optimizer: optax.GradientTransformation, sharding: jax.sharding.Sharding
+) -> TrainState:
+    """Shapes, dtypes and places of a state, from those (or the arrays) of its parameters."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.eval_shape(lambda p: new_state(p, optimizer), params),
+    )
+
+
 def is_scale(path: tuple[str, ...] | str) -> bool:
     """Whether a parameter path names a learned quantization scale."""
     return (path if isinstance(path, str) else path[-1]).endswith(SCALE_SUFFIX)
@@ -38,6 +49,16 @@ def is_scale(path: tuple[str, ...] | str) -> bool:
 def initial_params(model: nn.Module, key: jax.Array, *inputs: jax.Array) -> Params:
     """Randomly initialised parameters; learned scales are NaN until `calibrate`."""
     return jax.jit(model.init)(key, *inputs)["params"]
+
+
+def log_frequencies(counts: np.ndarray) -> np.ndarray:
+    """Log-probability of each piece by its count, one added to each: float32 [vocab].
+
+    As the first value of the MLM bias it spares the tied embedding from having to learn how
+    frequent words are. Otherwise Adam, which makes steps of one size for gradients of any size,
+    moves all rare rows in one direction, and the binarised rows lose what tells words apart.
+    """
+    return np.log((counts + 1.0) / (counts.sum() + counts.size)).astype(np.float32)
 
 
 def calibrate(model: nn.Module, params: Params, *inputs: jax.Array) -> Params:

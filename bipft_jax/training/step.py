@@ -100,7 +100,7 @@ def pretraining_step(
         gradients, metrics = accumulated_gradients(loss_of, state.params, batch, key, accumulation)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics["gradient_norm"] = optax.global_norm(gradients)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
@@ -120,12 +120,12 @@ def evaluation_step(model: BertForPreTraining) -> Callable[[Params, Batch], dict
 
 
 def finetuning_step(
-    model: BertForSequenceClassification, optimizer: optax.GradientTransformation, *, seed: int
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """A function (state, batch) -> (state, metrics) that minimises the task's loss, to be jitted.
-    Dropout is a function of (seed, state.step) alone."""
+    model: BertForSequenceClassification, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, jax.Array, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """A function (state, seed, batch) -> (state, metrics) that minimises the task's loss, to be
+    jitted. Dropout is a function of (seed, state.step) alone."""
 
-    def step(state: TrainState, batch: Batch):
+    def step(state: TrainState, seed: jax.Array, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss_of(params):
@@ -138,7 +138,7 @@ def finetuning_step(
         loss, gradients = jax.value_and_grad(loss_of)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step

@@ -31,12 +31,27 @@ def write_atomically(path: epath.Path, text: str) -> None:
 def claim_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
     """Ties a workdir to a configuration, so that a run is never resumed as a different run.
 
-    The first start writes WORKDIR/config.json; every later start compares. In a job of several
+    Writes WORKDIR/config.json, after `check_workdir`. To be called when the configuration has been
+    shown to work, so that a mistyped one does not occupy the workdir. In a job of several
     processes all call it and the first one writes.
 
+    Arguments and errors are those of `check_workdir`; the workdir is created.
+    """
+    text = check_workdir(workdir, config)
+    path = absolute(workdir) / CONFIG_NAME
+    if not path.exists() and jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text + "\n")
+
+
+def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> str:
+    """Compares a configuration with the one that a workdir was claimed for, if it was.
+
     Arguments:
-      workdir: created if it does not exist.
+      workdir: may not exist yet.
       config: nested dictionaries of JSON values (`ConfigDict.to_dict()`); tuples count as lists.
+
+    Returns: the configuration as JSON text.
 
     Raises:
       ValueError: the workdir has another configuration: names each key that differs, with both
@@ -48,10 +63,7 @@ def claim_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) ->
     except TypeError as error:
         raise ValueError(f"The configuration cannot be written as JSON: {error}.") from error
     if not path.exists():
-        if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text + "\n")
-        return
+        return text
     try:
         there = json.loads(path.read_text())
     except ValueError as error:
@@ -72,6 +84,7 @@ def claim_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) ->
             f"Use another --workdir for a new run, or the same configuration ({path}) to continue "
             "this one."
         )
+    return text
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:

@@ -148,7 +148,7 @@ def test_layers_have_their_own_parameters_and_run_in_order():
     assert not np.allclose(one[2], two[2])
 
 
-@pytest.mark.parametrize("recipe", ["fp", "bipft_a"])
+@pytest.mark.parametrize("recipe", ["fp", "bipft_b"])
 def test_padding_does_not_reach_real_tokens(recipe):
     model, params = calibrated(small(recipe))
     out = model.apply({"params": params}, *INPUTS)
@@ -185,18 +185,26 @@ def test_dropout_follows_its_key_and_is_off_by_default():
     np.testing.assert_array_equal(states(True, 1), states(True, 2))
 
 
-def test_bfloat16_activations_keep_float32_parameters():
-    config = small(dtype="bfloat16")
-    model, params = calibrated(config)
-    out = model.apply({"params": params}, *INPUTS)
-    assert out.hidden_states.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
-    assert np.isfinite(np.asarray(out.mlm_logits, np.float32)).all()
+@pytest.mark.parametrize("recipe", ["fp", "bipft_b"])
+def test_bfloat16_activations_give_float32_logits_and_gradients(recipe):
+    model, params = calibrated(small(recipe, dtype="bfloat16"))
+
+    def loss(params):
+        out = model.apply({"params": params}, *INPUTS)
+        assert out.hidden_states.dtype == jnp.bfloat16
+        assert out.mlm_logits.dtype == out.nsp_logits.dtype == jnp.float32
+        return jnp.sum(jnp.sin(out.mlm_logits)) + jnp.sum(out.nsp_logits**2)
+
+    gradients = jax.jit(jax.grad(loss))(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.float32)}
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
 
 
 def test_calibration_fills_missing_scales_and_touches_nothing_else():
     model = BertForPreTraining(small())
     fresh = initial_params(model, jax.random.key(0), *INPUTS)
+    forgotten = model.apply({"params": fresh}, *INPUTS)
+    assert np.isnan(forgotten.nsp_logits).all()
     flat = flatten_dict(fresh)
     scales = [path for path in flat if is_scale(path)]
     assert len(scales) == 11 and all(np.isnan(flat[path]).all() for path in scales)

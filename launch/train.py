@@ -14,8 +14,6 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bipft_jax.errors import unknown_name
-
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/ with its argument: FILE.py:ARGUMENT.", lock_config=True
 )
@@ -42,17 +40,15 @@ def main(argv: list[str]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, which also names the config keys nearest to a mistyped one."""
+    """absl's parser, with errors of one line; ml_collections names the keys near a mistyped one."""
     try:
         return flags.FLAGS(argv)
-    except (flags.UnrecognizedFlagError, AttributeError, KeyError) as error:
-        mistyped = [a.split("=")[0].removeprefix("--config.") for a in argv if "--config." in a]
-        if _CONFIG.value is not None:
-            for key in mistyped:
-                if key not in _CONFIG.value:
-                    sys.exit(f"error: {unknown_name('config key', key, _CONFIG.value)}")
-        sys.exit(f"error: {error}")
-    except (flags.Error, ValueError) as error:
+    except AttributeError as error:
+        message = error.args[0]
+        while isinstance(message, BaseException):  # a KeyError inside, whose str is a repr
+            message = message.args[0]
+        sys.exit(f"error: unknown config key {message}")
+    except (flags.Error, ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -123,6 +123,7 @@ def write_task(glue_dir: str | Path, rows: dict[str, list[tuple[str, int]]]) -> 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The command: writes GLUE_DIR/acceptability/{train,dev}.tsv and says how many rows."""
     parser = argparse.ArgumentParser(
         prog="python -m bipft_jax.data.acceptability",
         description="Writes GLUE_DIR/acceptability/{train,dev}.tsv: real sentences of Python's "

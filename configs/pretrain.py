@@ -47,7 +47,7 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.accumulation = 1  # micro-batches of an update: less memory, same update but for dropout
     config.learning_rate = 5e-4  # peak; linear warm-up, then linear decay to 0
     config.warmup_updates = 500
-    config.adam_epsilon = 1e-6  # BERT's; keeps rows of rare words from drifting (BiPFT's: 1e-8)
+    config.adam_epsilon = 1e-6  # BERT's own; the BiPFT reference has 1e-8
     config.weight_decay = 0.01  # decoupled, on matrices only
     config.clip_norm = 1.0  # global gradient norm; 0: no clipping
 

@@ -55,8 +55,8 @@ def log_frequencies(counts: np.ndarray) -> np.ndarray:
     """Log-probability of each piece by its count, one added to each: float32 [vocab].
 
     As the first value of the MLM bias it spares the tied embedding from having to learn how
-    frequent words are. Otherwise Adam, which makes steps of one size for gradients of any size,
-    moves all rare rows in one direction, and the binarised rows lose what tells words apart.
+    frequent words are. Adam's bias moves by at most the learning rate an update, so from zero it
+    takes thousands of updates to spread as far as the log frequencies do.
     """
     return np.log((counts + 1.0) / (counts.sum() + counts.size)).astype(np.float32)
 

@@ -2,9 +2,11 @@
 
 A block is a run of consecutive sentences that fits into one example with [CLS] and two [SEP]
 (Devlin et al. 2019, `create_pretraining_data`). Unlike BERT's own script nothing is truncated: a
-document's blocks contain its tokens, each once and in order.
+document's blocks contain its tokens, each once and in order. Where a block is cut into the two
+segments of an example is decided in `bipft_jax.data.pretraining`.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +17,10 @@ MINIMUM_SEQUENCE_LENGTH = 8
 
 
 class Block(NamedTuple):
-    """Consecutive sentences of one document: at least two, each of at least one token."""
+    """Consecutive sentences of one document, at least two tokens in all.
+
+    A sentence is alone in its block only where none of its neighbours fits beside it.
+    """
 
     tokens: list[int]
     sentence_lengths: list[int]
@@ -31,8 +36,8 @@ def pack_document(
 
     With `short_sequence_probability` a block's target is drawn uniformly from
     [2, sequence_length - 3], so that a model meets short inputs too. A block holds at least two
-    whole sentences wherever two fit, even beyond a short target; where they do not fit, one
-    sentence is cut in its middle. Sentences longer than a block are split into equal pieces.
+    whole sentences wherever two fit, even beyond a short target. Sentences longer than a block are
+    split into equal pieces, which count as sentences.
 
     Arguments:
       sentences: token ids of each sentence, in order.
@@ -63,7 +68,9 @@ def pack_document(
                 break
             length = longer
             end += 1
-        blocks.append(_block(pieces[position:end]))
+        chosen = pieces[position:end]
+        tokens = list(itertools.chain.from_iterable(chosen))
+        blocks.append(Block(tokens, [len(piece) for piece in chosen]))
         position = end
     return blocks, num_split
 
@@ -74,7 +81,7 @@ def _join_single_tokens(sentences: Sequence[Sequence[int]]) -> list[list[int]]:
     joined: list[list[int]] = []
     for sentence in sentences:
         if joined and (len(sentence) == 1 or len(joined[-1]) == 1):
-            joined[-1] = joined[-1] + list(sentence)
+            joined[-1].extend(sentence)
         elif sentence:
             joined.append(list(sentence))
     return joined
@@ -92,12 +99,3 @@ def _split_long(sentences: list[list[int]], maximum: int) -> tuple[list[list[int
         cuts = [len(sentence) * i // count for i in range(count + 1)]
         pieces.extend(sentence[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
     return pieces, num_split
-
-
-def _block(pieces: list[list[int]]) -> Block:
-    if len(pieces) == 1:
-        (lone,) = pieces
-        middle = len(lone) // 2
-        pieces = [lone[:middle], lone[middle:]]
-    tokens = [token for piece in pieces for token in piece]
-    return Block(tokens, [len(piece) for piece in pieces])

@@ -23,7 +23,7 @@ from bipft_jax.data.corpus_builder import BlockSettings, NumberedDocument, Split
 from bipft_jax.data.text_sources import Document, TextSource, open_sources
 from bipft_jax.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 
-FORMAT = 1  # of corpus.json; raise it when a reader of the old one would go wrong
+FORMAT = 2  # of corpus.json; raise it when a reader of the old one would go wrong
 METADATA = "corpus.json"
 TOKENIZER = "tokenizer.json"
 UNIGRAMS = "unigram.npy"

@@ -6,14 +6,16 @@ by counting batches, and the data do not depend on the number of hosts or worker
 1. `epoch, i = divmod(p // 2, pairs per epoch)`. The blocks are permuted anew in every epoch, and
    blocks X and Y at places 2i and 2i + 1 of the permutation make examples 2i and 2i + 1 of the
    epoch. So an epoch uses every block once; of an odd number of blocks it leaves a random one out.
-2. Both blocks are cut at a sentence boundary. Either the pair is "is next": (X1, X2), (Y1, Y2);
-   or it is "swapped": (X1, Y2), (Y1, X2). Thus the examples with a segment of another document
-   lose no text, as they would if that segment were drawn anew from the corpus.
+2. Both blocks are cut in two. Either the pair is "is next": (X1, X2), (Y1, Y2); or it is
+   "swapped": (X1, Y2), (Y1, X2). Thus the examples with a segment of another document lose no
+   text, as they would if that segment were drawn anew from the corpus.
 3. 15 % of the ordinary tokens are predicted: 80 % of them are shown as [MASK], 10 % as a random
    ordinary token, 10 % as themselves (Devlin et al. 2019, section 3.1 and appendix A.1).
 
-The lengths of the segments must not give the NSP label away. Therefore the two boundaries are
-chosen jointly, so that a swap keeps the pair's lengths, and regardless of whether it is swapped.
+The lengths of the segments must not give the NSP label away, nor must a cut within a sentence.
+Therefore the two cuts of a pair are chosen before it is decided whether to swap, and jointly: at
+sentence boundaries for which a swap (nearly) keeps the pair's lengths, or, where there are none
+(as in a block of one long sentence), both after the same number of tokens.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ Example = dict[str, np.ndarray]
 MASKING_PERCENT = 15
 _MASK_SHARE, _RANDOM_SHARE = 0.8, 0.1  # the remaining 10 % of the targets stay as they are
 _LENGTH_TOLERANCE = 8  # tokens by which a swap may change a length before a better cut is sought
-_DRAWS_PER_PAIR = 8  # uniform numbers for boundaries, swap and truncation; see `_segments`
+_DRAWS_PER_PAIR = 2  # uniform numbers for cuts and swap; see `_segments`
 # grain's index_shuffle needs no memory, but takes milliseconds an index where there are few.
 _FEW_BLOCKS = 2**14
 _ENDLESS = 2**62
@@ -79,8 +81,8 @@ class PretrainingExamples:
 
         Args:
           blocks: random-access sequence of records with `document` (int), `tokens` (int[n],
-            n <= sequence_length - 3) and `sentence_lengths` (int[m], m >= 2, of sum n). Many are
-            read at a time through `__getitems__`, where it has that method.
+            2 <= n <= sequence_length - 3) and `sentence_lengths` (int[m], m >= 1, of sum n). Many
+            are read at a time through `__getitems__`, where it has that method.
           tokenizer: only its vocab_size and special ids are used.
           sequence_length: S, tokens per example including [CLS] and two [SEP].
           seed: any integer in [0, 2**64): decides order, boundaries, swaps and masks.
@@ -192,11 +194,10 @@ class PretrainingExamples:
             blocks = [self._blocks[index] for index in indices]
         room = self.sequence_length - 3
         for index, block in zip(indices, blocks, strict=True):
-            if len(block["tokens"]) > room or len(block["sentence_lengths"]) < 2:
+            if not 2 <= len(block["tokens"]) <= room:
                 raise ValueError(
-                    f"block {index} has {len(block['tokens'])} tokens in "
-                    f"{len(block['sentence_lengths'])} sentences: at most {room} tokens (for "
-                    f"sequence_length {self.sequence_length}) and at least 2 sentences are needed"
+                    f"block {index} has {len(block['tokens'])} tokens: it must have at least 2, to "
+                    f"be cut in two, and at most {room}, for sequence_length {self.sequence_length}"
                 )
         return list(zip(blocks[::2], blocks[1::2], strict=True))
 
@@ -205,48 +206,40 @@ class PretrainingExamples:
     ) -> list[tuple[np.ndarray, np.ndarray, int]]:
         """(A, B, NSP label) of the two examples of one pair; A and B fit into S - 3 tokens."""
         x_tokens, y_tokens = x["tokens"], y["tokens"]
-        cut_x, cut_y = self._boundaries(x["sentence_lengths"], y["sentence_lengths"], draws[0])
+        cut_x, cut_y = self._cuts(x["sentence_lengths"], y["sentence_lengths"], draws[0])
         x1, x2, y1, y2 = x_tokens[:cut_x], x_tokens[cut_x:], y_tokens[:cut_y], y_tokens[cut_y:]
         # `draws[1] * (1 - share) < 0.5` is `draws[1] < swap probability`, cap included.
         if x["document"] != y["document"] and draws[1] * (1 - self._same_document_share) < 0.5:
-            a, b = self._truncated(x1, y2, draws[2:4])
-            c, d = self._truncated(y1, x2, draws[4:6])
-            return [(a, b, 1), (c, d, 1)]
+            return [(x1, y2, 1), (y1, x2, 1)]
         return [(x1, x2, 0), (y1, y2, 0)]
 
-    def _boundaries(
-        self, x_lengths: np.ndarray, y_lengths: np.ndarray, u: float
-    ) -> tuple[int, int]:
-        """Sentence boundaries of X and Y for which a swap (nearly) keeps the pair's lengths.
+    def _cuts(self, x_lengths: np.ndarray, y_lengths: np.ndarray, u: float) -> tuple[int, int]:
+        """Where to cut X and Y, so that a swap fits and (nearly) keeps the pair's lengths.
 
         A swap turns the lengths |X|, |Y| into |Y| + d and |X| - d with d = cut_x - cut_y. These are
-        the same two lengths where d is 0 or |X| - |Y|. Of all combinations of boundaries those
-        remain that overflow S - 3 least and then change the lengths least (changes of up to
-        _LENGTH_TOLERANCE count as none); u in [0, 1) chooses among them.
+        the same two lengths where d is 0 or |X| - |Y|. Of the combinations of sentence boundaries
+        that fit, those remain which change the lengths least (changes of up to _LENGTH_TOLERANCE
+        count as none). Where none fits, d is 0, at a boundary of one of the two if there is one
+        that cuts both. u in [0, 1) chooses among what remains.
         """
         x_ends, y_ends = np.cumsum(x_lengths), np.cumsum(y_lengths)
         x_size, y_size = x_ends[-1], y_ends[-1]
         d = x_ends[:-1, None] - y_ends[:-1]
         room = self.sequence_length - 3
-        overflow = np.maximum(y_size + d - room, 0) + np.maximum(x_size - d - room, 0)
-        change = np.minimum(abs(d), abs(d - (x_size - y_size)))
-        cost = overflow * self.sequence_length + np.maximum(change, _LENGTH_TOLERANCE)
-        best = np.flatnonzero(cost == cost.min())
-        i, j = divmod(int(best[int(u * len(best))]), len(y_ends) - 1)
-        return int(x_ends[i]), int(y_ends[j])
-
-    def _truncated(
-        self, a: np.ndarray, b: np.ndarray, draws: Sequence[float]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """A and B shortened to S - 3 tokens in all: the longer one first, at random ends."""
-        room = self.sequence_length - 3
-        if len(a) + len(b) <= room:
-            return a, b
-        a_keep = min(len(a), max(room - len(b), (room + 1) // 2))
-        b_keep = min(len(b), room - a_keep)
-        a_start = int(draws[0] * (len(a) - a_keep + 1))
-        b_start = int(draws[1] * (len(b) - b_keep + 1))
-        return a[a_start : a_start + a_keep], b[b_start : b_start + b_keep]
+        fits = (y_size + d <= room) & (x_size - d <= room)
+        if fits.any():
+            change = np.minimum(abs(d), abs(d - (x_size - y_size)))
+            cost = np.maximum(change, _LENGTH_TOLERANCE)
+            best = np.flatnonzero(fits & (cost == cost[fits].min()))
+            i, j = divmod(int(best[int(u * len(best))]), len(y_ends) - 1)
+            return int(x_ends[i]), int(y_ends[j])
+        shorter = min(x_size, y_size)
+        places = np.union1d(x_ends, y_ends)
+        places = places[places < shorter]
+        if len(places) == 0:
+            places = np.arange(1, shorter)
+        cut = int(places[int(u * len(places))])
+        return cut, cut
 
     def _assemble(self, segments: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> Example:
         """[CLS] A [SEP] B [SEP] and padding."""

@@ -86,9 +86,9 @@ def test_blocks_hold_every_token_once_and_are_never_too_long(
         return
     assert [token for block in blocks for token in block.tokens] == list(range(ends[-1]))
     for block in blocks:
-        assert len(block.sentence_lengths) >= 2
         assert min(block.sentence_lengths) >= 1
-        assert sum(block.sentence_lengths) == len(block.tokens) <= sequence_length - 3
+        assert sum(block.sentence_lengths) == len(block.tokens)
+        assert 2 <= len(block.tokens) <= sequence_length - 3
     if 1 not in sentences:
         assert num_split == sum(length > sequence_length - 3 for length in sentences)
 
@@ -101,8 +101,8 @@ def test_blocks_are_cut_between_sentences_where_two_fit():
         return [block.sentence_lengths for block in blocks], num_split
 
     assert pack([3, 3, 4, 5, 5, 2, 2]) == ([[3, 3, 4], [5, 5], [2, 2]], 0)
-    assert pack([4, 4, 9, 4, 4]) == ([[4, 4], [4, 5], [4, 4]], 0)  # the 9 is alone: cut in two
-    assert pack([21, 3]) == ([[3, 4], [3, 4], [7, 3]], 1)  # three pieces of 7
+    assert pack([4, 4, 9, 4, 4]) == ([[4, 4], [9], [4, 4]], 0)  # neither neighbour fits
+    assert pack([21, 3]) == ([[7], [7], [7, 3]], 1)  # three pieces of 7
     assert pack([1, 3, 3, 1]) == ([[4, 4]], 0)
     assert pack([5]) == pack([1, 5]) == pack([0, 5]) == pack([]) == ([], 0)
     assert pack([2] * 10)[0] == [[2] * 5] * 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
 import threading
@@ -11,8 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.ensemble import HistGradientBoostingClassifier
 
 from bipft_jax.benchmarks import input as input_benchmark
+from bipft_jax.data.blocks import pack_document
 from bipft_jax.data.corpus import load_corpus
 from bipft_jax.data.corpus_preparation import CorpusRequest, prepare_corpus
 from bipft_jax.data.pretraining import PretrainingExamples, max_predictions, pretraining_batches
@@ -42,30 +43,22 @@ def tokenizer(vocab_size):
     )
 
 
-def corpus_of(tokens_per_document, sequence_length, sentence_length=None):
-    """Blocks of whole sentences and the document of every id; ids skip one between documents."""
+def corpus_of(tokens_per_document, sequence_length, sentence_length=25):
+    """Blocks and the document of every id; ids skip one between documents.
+
+    Lengths of sentences vary as in real text, so some sentences are alone in a block.
+    """
     rng = np.random.default_rng(0)
-    room = sequence_length - 3
-    sentence_length = sentence_length or room / 5
     blocks, next_id = [], FIRST_TEXT_ID
-
-    def add(document, sentences):
-        nonlocal next_id
-        ids = np.arange(next_id, next_id + sum(sentences))
-        blocks.append(dict(document=document, tokens=ids, sentence_lengths=np.array(sentences)))
-        next_id += len(ids)
-
     for document, size in enumerate(tokens_per_document):
-        block, goal = [], room
-        while size > 0:
-            sentence = int(np.clip(rng.gamma(4, sentence_length / 4), 1, room // 2))
-            if len(block) >= 2 and sum(block) + sentence > goal:
-                add(document, block)
-                block, goal = [], room if rng.random() > 0.1 else int(rng.integers(2, room + 1))
-            block.append(sentence)
-            size -= sentence
-        if len(block) >= 2:
-            add(document, block)
+        sentences, end = [], next_id + size
+        while next_id < end:
+            length = min(int(rng.lognormal(np.log(sentence_length), 0.6)) + 2, end - next_id)
+            sentences.append(range(next_id, next_id + length))
+            next_id += length
+        for block in pack_document(sentences, sequence_length, 0.1, rng)[0]:
+            tokens, lengths = map(np.array, block)
+            blocks.append(dict(document=document, tokens=tokens, sentence_lengths=lengths))
         next_id += 1
     document_of = np.full(next_id, -1)
     for block in blocks:
@@ -178,8 +171,8 @@ def test_many_blocks_are_each_used_once_an_epoch():
 
 
 def test_epochs_differ_in_order_and_masks():
-    blocks, document_of = corpus_of((70,) * 2, 128)
-    assert len(blocks) == 2  # whichever way round, the same two blocks meet in every epoch
+    blocks, document_of = corpus_of((400,), 128)
+    blocks = blocks[:2]  # whichever way round, the same two blocks meet in every epoch
     examples = PretrainingExamples(blocks, tokenizer(len(document_of)), sequence_length=128, seed=0)
     epochs = examples.batch(0, 2 * 64)
     assert len({tuple(ids) for ids in epochs["mlm_ids"]}) > 120
@@ -247,39 +240,56 @@ def test_the_given_probability_of_one_document_means_the_counted_one():
     assert_same(given.batch(0, 200), counted.batch(0, 200))
 
 
-@pytest.mark.parametrize("sentence_length", [8, 25])
-def test_lengths_do_not_give_the_label_away(sentence_length):
-    examples = make((6_000,) * 60, sentence_length=sentence_length)[0]
-    batch = examples.batch(0, 4 * len(examples))
-    label = batch["nsp_labels"].astype(bool)
-    length = batch["attention_mask"].sum(axis=1)
-    a_length = length - batch["token_type_ids"].sum(axis=1)
-    # The boundary of Y nearest to that of X gives 0.08 to 0.13, as does the overflow.
-    assert stats.ks_2samp(length[label], length[~label]).statistic < 0.05
-    assert stats.ks_2samp(a_length[label], a_length[~label]).statistic < 0.05
-    full = length == 128
-    assert full[label].mean() - full[~label].mean() < 0.04
+@pytest.mark.parametrize("sequence_length", [64, 128])
+def test_neither_lengths_nor_cut_sentences_give_the_label_away(sequence_length):
+    examples, blocks, document_of = make((9_000,) * 40, sequence_length)
+    alone = np.mean([len(block["sentence_lengths"]) == 1 for block in blocks])
+    assert alone > (0.3 if sequence_length == 64 else 0.01)
+    begins_sentence = np.zeros(len(document_of) + 1, bool)
+    for block in blocks:
+        begins_sentence[block["tokens"][0] + np.cumsum([0, *block["sentence_lengths"]])] = True
+
+    batch = examples.batch(0, 6 * len(examples))
+    pairs, label = segments(batch), batch["nsp_labels"]
+    lengths = np.array([(len(a), len(b)) for a, b in pairs])
+    half = len(pairs) // 4 * 2  # a classifier of lengths, tested on the other half
+    classifier = HistGradientBoostingClassifier(random_state=0).fit(lengths[:half], label[:half])
+    majority = max(label[half:].mean(), 1 - label[half:].mean())
+    assert classifier.score(lengths[half:], label[half:]) < majority + 0.02
+
+    ends = [[begins_sentence[a[0]], begins_sentence[a[-1] + 1]] for a, _ in pairs]
+    starts = [[begins_sentence[b[0]], begins_sentence[b[-1] + 1]] for _, b in pairs]
+    whole = np.hstack([ends, starts])
+    difference = whole[label == 1].mean(axis=0) - whole[label == 0].mean(axis=0)
+    np.testing.assert_allclose(difference, 0, atol=0.02)
 
 
-def test_overflow_cuts_the_longer_segment_at_random_ends():
-    # One boundary each, at opposite ends: (X1, Y2) has 210 tokens for 125 places.
-    lengths = [np.array([110, 15]), np.array([20, 100])]
+@pytest.mark.parametrize(
+    "x, y, cuts",
+    [
+        ([30, 20], [35, 20], {(30, 35)}),  # a boundary each; a swap changes lengths by 5
+        ([10, 20, 30], [40, 20], {(30, 40)}),  # lengths change by 10, with (10, 40) by 30
+        ([110, 15], [20, 100], {(20, 20), (110, 110)}),  # X1 with Y2 would have 210 tokens
+        ([60], [20, 30], {(20, 20)}),  # a lone sentence is cut where its partner is
+        ([15], [20, 30], {(c, c) for c in range(1, 15)}),  # no boundary of Y cuts X
+        ([60], [5], {(c, c) for c in range(1, 5)}),
+    ],
+)
+def test_cuts(x, y, cuts):
     blocks, first = [], FIRST_TEXT_ID
-    for document, sentences in enumerate(lengths):
-        tokens = np.arange(first, first + sentences.sum())
-        blocks.append(dict(document=document, tokens=tokens, sentence_lengths=sentences))
+    for document, sentences in enumerate((x, y)):
+        tokens = np.arange(first, first + sum(sentences))
+        blocks.append(dict(document=document, tokens=tokens, sentence_lengths=np.array(sentences)))
         first += 500
     examples = PretrainingExamples(blocks, tokenizer(2000), sequence_length=128, seed=0)
-    starts = []
-    batch = examples.batch(0, 400)
-    for a, b in itertools.compress(segments(batch), batch["nsp_labels"]):
-        if a[0] < FIRST_TEXT_ID + 500:
-            assert (len(a), len(b)) == (63, 62)
-            starts.append((a[0], b[0]))
-        else:
-            assert (len(a), len(b)) == (20, 15)
-    for segment_starts in zip(*starts):
-        assert len(set(segment_starts)) > 20
+    batch = examples.batch(0, 1000)
+    pairs = segments(batch)
+    found = set()
+    for both in zip(pairs[::2], pairs[1::2]):
+        (a, b), (c, d) = sorted(both, key=lambda pair: pair[0][0])
+        found.add((len(a), len(c)))
+        assert len(b) + len(d) == sum(x) + sum(y) - len(a) - len(c)
+    assert found == cuts
 
 
 def test_masking_follows_the_recipe():
@@ -445,5 +455,5 @@ def test_wrong_blocks_are_named():
     with pytest.raises(ValueError, match="two blocks, there are 1"):
         PretrainingExamples(blocks[:1], vocabulary, sequence_length=128, seed=0)
     short = PretrainingExamples(blocks, vocabulary, sequence_length=64, seed=0)
-    with pytest.raises(ValueError, match=r"block \d+ has \d+ tokens .* at most 61 tokens"):
+    with pytest.raises(ValueError, match=r"block \d+ has \d+ tokens: .* at most 61, for"):
         short.batch(0, len(short))

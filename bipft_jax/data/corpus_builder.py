@@ -224,6 +224,15 @@ def _batches(documents: Iterable[NumberedDocument]) -> Iterator[list[NumberedDoc
         yield batch
 
 
+@contextlib.contextmanager
+def _as_os_error(directory: Path) -> Iterator[None]:
+    """array_record raises RuntimeError when it cannot write, on a full disk for instance."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"cannot write to {directory}: {error}") from error
+
+
 class DatasetWriter:
     """Writes records of several splits, in order, as the ArrayRecord shards of a TFDS dataset."""
 
@@ -239,8 +248,9 @@ class DatasetWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for split in list(self._writers):  # left open by an interruption
-            self._close_shard(split)
+        for split in list(self._writers):  # left open by an interruption or a full disk
+            with contextlib.suppress(OSError):
+                self._close_shard(split)
 
     def write(self, split: str, records: Iterable[bytes]) -> None:
         """Appends records to a split."""
@@ -254,7 +264,8 @@ class DatasetWriter:
                     str(path), "group_size:1"
                 )
                 lengths.append(0)
-            self._writers[split].write(record)
+            with _as_os_error(self.directory):
+                self._writers[split].write(record)
             lengths[-1] += 1
             self._num_bytes[split] += len(record)
 
@@ -288,7 +299,8 @@ class DatasetWriter:
 
     def _close_shard(self, split: str) -> None:
         if writer := self._writers.pop(split, None):
-            writer.close()
+            with _as_os_error(self.directory):
+                writer.close()
 
     def _unfinished_path(self, split: str, index: int) -> Path:
         return self.directory / f"unfinished-{split}-{index:05d}"

@@ -7,6 +7,7 @@ many processes work on it and however often it was interrupted.
 import contextlib
 import dataclasses
 import hashlib
+import heapq
 import json
 import os
 import shutil
@@ -112,12 +113,18 @@ def prepare_corpus(request: CorpusRequest, output: Path, num_processes: int) -> 
         "inputs": [source.name for source in train_sources],
         "validation_inputs": [source.name for source in validation_sources],
         "splits": {name: _split_metadata(counts) for name, counts in splits.items()},
+        "file_sizes": file_sizes(output / BLOCKS),
     }
     temporary = output / (METADATA + ".tmp")
     temporary.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, output / METADATA)
     (output / _UNFINISHED).unlink()
     return True
+
+
+def file_sizes(directory: Path) -> dict[str, int]:
+    """Bytes of every file of a directory, by name."""
+    return {path.name: path.stat().st_size for path in sorted(directory.glob("*"))}
 
 
 class _Survey:
@@ -142,39 +149,38 @@ class _Survey:
         self._forced: frozenset[int] = frozenset()
         self._sample = _Sample()
         self.total_bytes = 0
-        self._num_train_inputs = 0
 
-        smallest: list[tuple[int, int]] = []
-        num_held_out = 0
+        smallest: list[tuple[int, int]] = []  # hash and number of documents, at most two
+        self.num_held_out = 0
         documents = (document for source in train_sources for document in source.documents())
         with _progress("reading") as bar:
             for number, document in enumerate(documents):
                 self.total_bytes += document.num_bytes
-                self._num_train_inputs += 1
                 bar.update(document.num_bytes)
                 if self._is_held_out(number, document):
-                    num_held_out += 1
+                    self.num_held_out += 1
                 elif take_sample:
                     self._sample.add(number, document)
-                if self._hold_out and num_held_out == 0:
-                    smallest = sorted([*smallest, (self._hash(number), number)])[:2]
+                if document.held_out is None:
+                    smallest = heapq.nsmallest(2, [*smallest, (self._hash(number), number)])
             for source in validation_sources:
                 for document in source.documents():
                     self.total_bytes += document.num_bytes
                     bar.update(document.num_bytes)
-        if self._hold_out and num_held_out == 0:
-            # Too few documents for the fraction. Two, where they can be spared: next-sentence
-            # pairs need another document.
-            count = 2 if self._num_train_inputs >= 4 else 1
-            self._forced = frozenset(number for _, number in smallest[:count])
+        if self._hold_out and self.num_held_out < 2:
+            # Too few documents for the fraction, and next-sentence pairs need two.
+            self._forced = frozenset(n for hash_, n in smallest if hash_ >= self._limit)
+            self.num_held_out += len(self._forced)
 
     def documents(self) -> Iterator[NumberedDocument]:
         """All documents, numbered, with their splits."""
         number = 0
         for source in self._train_sources:
             for document in source.documents():
-                split = VALIDATION if self._is_held_out(number, document) else TRAIN
-                yield NumberedDocument(number, split, document)
+                if not self._is_held_out(number, document):
+                    yield NumberedDocument(number, TRAIN, document)
+                elif self._hold_out:
+                    yield NumberedDocument(number, VALIDATION, document)
                 number += 1
         for source in self._validation_sources:
             for document in source.documents():
@@ -246,7 +252,7 @@ def _write_blocks(
                 writer.write(split, part.records)
                 splits[split].add(part.counts)
                 bar.update(part.counts.raw_bytes)
-        _check_usable(splits)
+        _check_usable(splits, survey.num_held_out)
         writer.finish(
             "Sentence-aligned blocks of documents for BERT pretraining, made by "
             "bipft_jax.data.corpus."
@@ -254,21 +260,25 @@ def _write_blocks(
     return splits
 
 
-def _check_usable(splits: dict[str, SplitCounts]) -> None:
-    needs = {
-        TRAIN: (2, "next-sentence prediction takes its negatives from a second document"),
-        VALIDATION: (1, "give other validation text, a larger fraction of it or another --seed"),
-    }
-    for split, (fewest, reason) in needs.items():
-        counts = splits[split]
-        if counts.documents < fewest:
-            skipped = f"{counts.skipped} documents have fewer than two sentences"
-            if counts.skipped:
-                skipped += f", such as {', '.join(counts.skipped_at)}"
-            raise ValueError(
-                f"The {split} split has {counts.documents} usable documents and needs at least "
-                f"{fewest}: {reason}. {skipped}. In .txt files a blank line separates documents."
+def _check_usable(splits: dict[str, SplitCounts], num_held_out: int) -> None:
+    for split, counts in splits.items():
+        if counts.documents >= 2:
+            continue
+        message = (
+            f"The {split} split has {counts.documents} usable documents and needs at least 2: "
+            "next-sentence prediction takes its negatives from a second document."
+        )
+        if counts.skipped:
+            message += (
+                f" {counts.skipped} documents have fewer than two sentences, such as "
+                f"{', '.join(counts.skipped_at)}."
             )
+        if num_held_out:
+            message += (
+                f" {num_held_out} documents of the input were held out for validation: give other "
+                "text as --validation_input, or at least four documents."
+            )
+        raise ValueError(message + " In .txt files a blank line separates documents.")
 
 
 def _split_metadata(counts: SplitCounts) -> dict[str, Any]:
@@ -325,16 +335,29 @@ def _identity(
     return identity
 
 
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """What `corpus.json` says. Raises ValueError if it is damaged or of another format."""
+    path = directory / METADATA
+    try:
+        metadata = json.loads(path.read_text(encoding="utf-8"))
+        found = metadata["format"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: damaged ({error!r}): delete the directory and prepare the corpus again."
+        ) from error
+    if found != FORMAT:
+        raise ValueError(
+            f"{path}: format {found}, this version reads and writes {FORMAT}: prepare the corpus "
+            "again, in another directory."
+        )
+    return metadata
+
+
 def _is_prepared(output: Path, identity: dict[str, Any]) -> bool:
     """Whether `output` is complete. Raises ValueError if it is, but as something else."""
     if not (output / METADATA).is_file():
         return False
-    metadata = json.loads((output / METADATA).read_text(encoding="utf-8"))
-    found = metadata.get("identity", {})
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{output} was prepared by another version of this program; choose another --output."
-        )
+    found = read_metadata(output)["identity"]
     if found == identity:
         return True
     differences = []

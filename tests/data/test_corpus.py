@@ -1,7 +1,6 @@
 import hashlib
 import json
 import random
-import shutil
 
 import numpy as np
 import pytest
@@ -202,7 +201,7 @@ def test_a_directory_with_other_things_is_left_alone(arguments, tmp_path):
     assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
 
 
-def test_validation_input_and_at_least_one_held_out_document(arguments, tmp_path):
+def test_validation_input_and_at_least_two_held_out_documents(arguments, tmp_path):
     validation = _write(tmp_path / "validation.jsonl", _documents(3, seed=5))
     corpus = _prepare(arguments, validation_input=validation, output=tmp_path / "given")
     assert {int(r["document"]) for r in _records(corpus, "validation")} <= {60, 61, 62}
@@ -212,7 +211,7 @@ def test_validation_input_and_at_least_one_held_out_document(arguments, tmp_path
     np.testing.assert_array_equal(np.concatenate(ids), np.concatenate(other_ids))
     assert list(map(len, ids)) != list(map(len, other_ids))  # the seed decides the short blocks
     corpus = _prepare(arguments, validation_fraction=1e-9, output=tmp_path / "tiny")
-    assert 1 <= corpus.splits["validation"].documents <= 2
+    assert corpus.splits["validation"].documents == 2
     with pytest.raises(SystemExit, match="both for training and for validation"):
         _prepare(arguments, validation_input=arguments["input"], output=tmp_path / "same")
 
@@ -226,7 +225,8 @@ def test_documents_that_cannot_be_used_are_named(arguments, tmp_path):
 
     for name, lines, message in [
         ("none", ["Only one", "sentence each"] * 3, r"train split has 0 .*none\.jsonl:\d"),
-        ("one", ["Red cat. Blue dog. Old bird."], "needs at least 2"),
+        ("one", ["Red cat. Blue dog. Old bird."], "train split has 0 .*1 documents of the input"),
+        ("two", ["Red cat. Blue dog."] * 2, "train split has 0 .* 2 documents .* at least four"),
     ]:
         path = _write(tmp_path / f"{name}.jsonl", lines)
         output = tmp_path / f"out-{name}"
@@ -265,15 +265,68 @@ def test_load_corpus_says_what_is_missing(arguments, tmp_path):
     (corpus.directory / "corpus.json").write_text(json.dumps({**metadata, "format": 99}))
     with pytest.raises(ValueError, match="format 99"):
         load_corpus(corpus.directory)
+    with pytest.raises(SystemExit, match="format 99"):
+        _prepare(arguments)
     (corpus.directory / "corpus.json").write_text("{")
-    with pytest.raises(ValueError, match=r"corpus\.json: not a JSON file"):
+    with pytest.raises(ValueError, match=r"corpus\.json: damaged"):
         load_corpus(corpus.directory)
-    shutil.rmtree(corpus.directory)
+
+
+@pytest.mark.parametrize("bytes_left", [100, None])
+def test_a_corpus_copied_incompletely_is_refused_before_it_is_read(arguments, bytes_left):
+    corpus = _prepare(arguments)
+    shard = max((corpus.directory / "blocks").glob("*train*"))
+    size = shard.stat().st_size
+    if bytes_left is None:
+        shard.unlink()
+        found = f"missing, with {size} bytes"
+    else:
+        shard.write_bytes(shard.read_bytes()[:bytes_left])
+        found = f"100 bytes instead of {size} bytes"
+    with pytest.raises(ValueError, match=f"{shard}: {found}.* copy or prepare it again"):
+        load_corpus(corpus.directory)
+
+
+@pytest.mark.parametrize("failing", ["write", "close"])
+def test_a_full_disk_ends_the_preparation_with_a_message(arguments, monkeypatch, failing):
+    class Writer:
+        def __init__(self, path, options):
+            pass
+
+        def write(self, record):
+            if failing == "write":
+                raise RuntimeError("write() failed: No space left on device")
+
+        def close(self):
+            raise RuntimeError("write() failed: No space left on device")
+
+    monkeypatch.setattr(corpus_builder.array_record_module, "ArrayRecordWriter", Writer)
+    with pytest.raises(SystemExit, match=r"cannot write to .*blocks: .*No space left"):
+        _prepare(arguments)
+    with pytest.raises(ValueError, match="not prepared"):
+        load_corpus(arguments["output"])
+
+
+def test_documents_always_held_out_are_in_no_split_beside_other_validation_text(
+    arguments, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(python_docs, "training_documents", lambda: [("a", "Red cat. Blue dog.")])
+    monkeypatch.setattr(python_docs, "held_out_documents", lambda: [("z", "Old bird. New cat.")])
+    text = _write(tmp_path / "more.jsonl", _documents(3))
+    validation = _write(tmp_path / "validation.jsonl", _documents(3, seed=1))
+    flags = {**arguments, "validation_input": validation, "input": "python-docs"}
+    arguments_list = [part for name, value in flags.items() for part in (f"--{name}", value)]
+    arguments_list.insert(arguments_list.index("python-docs"), text)
+    main(arguments_list)
+    corpus = load_corpus(flags["output"])
+    # Numbers: three documents of the file, the training and the held-out one, three to validate on.
+    assert {int(r["document"]) for r in _records(corpus, "train")} == {0, 1, 2, 3}
+    assert {int(r["document"]) for r in _records(corpus, "validation")} == {5, 6, 7}
 
 
 def test_python_docs_with_a_tokenizer_trained_on_its_train_split(tmp_path, monkeypatch):
     training = [("a", "The box is old. It is red.\nIt opens."), ("b", "A dog. A cat.")]
-    held_out = [("z", "Zebras zigzag. Zoos zoom.")]
+    held_out = [("z", "Zebras zigzag. Zoos zoom."), ("y", "Zips zap. Zinc is zesty.")]
     monkeypatch.setattr(python_docs, "training_documents", lambda: training)
     monkeypatch.setattr(python_docs, "held_out_documents", lambda: held_out)
     flags = {"tokenizer": "sentencepiece:25", "sequence_length": "16", "processes": "1"}
@@ -281,7 +334,7 @@ def test_python_docs_with_a_tokenizer_trained_on_its_train_split(tmp_path, monke
         _prepare(flags, input="python-docs", output=tmp_path / name) for name in ("one", "two")
     ]
     assert _bytes(corpora[0].directory) == _bytes(corpora[1].directory)
-    assert {int(record["document"]) for record in _records(corpora[0], "validation")} == {2}
+    assert {int(record["document"]) for record in _records(corpora[0], "validation")} == {2, 3}
     tokenizer = corpora[0].tokenizer
     assert tokenizer.vocab_size == 25
     assert tokenizer.unk_id in tokenizer.encode("z")  # the held-out letter was never seen

@@ -154,11 +154,13 @@ def dev_splits(task: GlueTask, glue_dir: str | Path) -> tuple[str, ...]:
 def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
     """Reads `glue_dir/<task.directory>/<split>.tsv`.
 
-    A byte-order mark, Windows line ends, further columns and quotation marks of any kind are fine.
+    A byte-order mark, Windows line ends, columns that the task does not use and quotation marks of
+    any kind are fine.
 
     Raises:
         ValueError: naming file and line: no such file, not UTF-8, no rows, a missing column, a row
-            with too few fields, a label that is not in the table, a score that is not a number.
+            with too few fields or more than the header, a label that is not in the table, a score
+            that is not a number.
     """
     path = _find_file(task, Path(glue_dir), split)
     lines = _read_lines(path)
@@ -188,6 +190,11 @@ def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
             raise ValueError(
                 f"{path}:{number}: the row has {len(fields)} tab-separated field(s), "
                 f"task {task.name} needs {width}"
+            )
+        if first_row and len(fields) > width:  # which of them is which?
+            raise ValueError(
+                f"{path}:{number}: the row has {len(fields)} tab-separated fields, the header "
+                f"{width}: remove tabs from within the sentences"
             )
         for column, position in zip(columns, sentence_positions, strict=True):
             column.append(fields[position])

@@ -134,7 +134,7 @@ def test_unbalanced_quotation_marks_are_ordinary_characters(tmp_path):
 
 
 def test_byte_order_mark_windows_lines_and_further_columns(tmp_path):
-    header = "sentence2\tgenre\tlabel\tsentence1\tannotator\r\n"
+    header = "sentence2\tgenre\tlabel\tsentence1\tannotator\tsecond\r\n"
     row = "B follows.\tnews\tnot_entailment\tA leads.\tx\tyet another\r\n"
     write(tmp_path, "RTE/train.tsv", b"\xef\xbb\xbf" + (header + row).encode() + b"\r\n")
     rows = read(tmp_path, "rte")
@@ -170,6 +170,8 @@ def test_rows_broken_over_two_lines_are_dropped_and_counted_in_qqp_only(tmp_path
     [
         ("sst2", "SST-2/train.tsv", "sentence\ttag\na\t1\n", r":1: no column 'label'.*'tag'"),
         ("sst2", "SST-2/train.tsv", "sentence\tlabel\na\t1\nb\n", r":3: .*1 tab.*needs 2"),
+        ("stsb", "STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\t3\t4.5\n",
+         r":2: .*4 tab.*the header 3"),
         ("cola", "CoLA/train.tsv", "x\t1\t\tGood.\nx\t0\t*\n", r":2: .*3 tab.*needs 4"),
         ("sst2", "SST-2/train.tsv", "sentence\tlabel\na\t1\nb\t2\n", r":3: .*label '2'.*0, 1"),
         ("rte", "RTE/train.tsv", "sentence1\tsentence2\tlabel\na\tb\tneutral\n",

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 import zstandard
 
 from bipft_jax.data import python_docs
+from bipft_jax.data.sentences import split_sentences
 from bipft_jax.data.text_sources import open_sources
 
 TEXT = "One. Two.\nÜber drei.\n\n\n  \nZweites Dokument.\r\n\nDrittes"
@@ -149,6 +150,7 @@ def test_the_embedded_corpus_is_prose_and_its_held_out_part_is_apart():
         text for _, text in python_docs.held_out_documents()
     }
     sentences = python_docs.held_out_sentences()
+    assert not {s for p in training for s in split_sentences(p)} & set(sentences)
     assert len(sentences) > 300 and len(set(sentences)) == len(sentences)
     everything = "\n".join(document.text for document in documents)
     for markup in (">>>", "``", ":func:", "::\n", "->", "{"):

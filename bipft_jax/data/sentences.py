@@ -14,8 +14,9 @@ _CLOSING = "\"'”’»)\\]"
 # A closing mark with its quotes and brackets, white space, and a look at what follows: anything but
 # a lower-case ASCII letter may begin a sentence; other alphabets are checked in Python.
 _CANDIDATE = re.compile(
-    rf"[.!?…]+[{_CLOSING}]*(?P<space>\s+)(?=[{re.escape(_OPENING)}]*[^\sa-z,;:\-–—])"
+    rf"(?<![.!?…])[.!?…]+[{_CLOSING}]*(?P<space>\s+)(?=[{re.escape(_OPENING)}]*[^\sa-z,;:\-–—])"
 )
+_OPENING_MARKS = re.compile(rf"[{re.escape(_OPENING)}]*")
 _FIRST_WORD = re.compile(rf"[{re.escape(_OPENING)}]*([\w’']+)")
 _LAST_WORD_CHARS = 24  # no abbreviation is longer
 
@@ -75,9 +76,8 @@ def split_document(text: str) -> list[str]:
 
 
 def _is_boundary(text: str, start: int, match: re.Match[str]) -> bool:
-    following = text[match.end()]
-    if following in _OPENING:
-        following = text[match.end() :].lstrip(_OPENING)[:1]
+    first = _OPENING_MARKS.match(text, match.end()).end()
+    following = text[first : first + 1]
     if following.islower():
         return False
     mark = match.start()

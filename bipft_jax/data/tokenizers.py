@@ -24,9 +24,10 @@ import tokenizers
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_PIECES = (PAD, UNK, CLS, SEP, MASK)
 
-# Words repeat: with this many of them remembered (about 60 MB) nearly all running text is looked up
-# instead of tokenized again, several times as fast. The whole cache is dropped when it is full.
-_MAX_CACHED_WORDS = 200_000
+# Words repeat: with about 200,000 of them remembered nearly all running text is looked up instead
+# of tokenized again, several times as fast. The whole cache is dropped when it is full, which is
+# counted in characters: without spaces between words, whole sentences are "words".
+_MAX_CACHED_CHARACTERS = 2_000_000
 
 
 class Tokenizer(abc.ABC):
@@ -160,15 +161,18 @@ class WordPieceTokenizer(Tokenizer):
         self._backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
         self._backend.decoder = tokenizers.decoders.WordPiece()
         self._word_ids: dict[str, list[int]] = {}
+        self._cached_characters = 0
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str]) -> "WordPieceTokenizer":
         """Reads BERT's `vocab.txt`: one piece a line, the line number is the id."""
-        with open(path, encoding="utf-8", newline="\n") as lines:
+        with open(path, encoding="utf-8-sig", newline="\n") as lines:
             try:
                 pieces = [line.rstrip("\r\n") for line in lines]
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}: not a UTF-8 text file ({error}).") from error
+        while pieces and not pieces[-1]:
+            pieces.pop()  # a blank line at the end is no piece
         return cls(pieces, where=str(path))
 
     @property
@@ -196,11 +200,13 @@ class WordPieceTokenizer(Tokenizer):
 
     def _learn(self, words: list[str]) -> None:
         known = self._word_ids
-        if len(known) + len(words) > _MAX_CACHED_WORDS:
+        if self._cached_characters > _MAX_CACHED_CHARACTERS:
             known.clear()
+            self._cached_characters = 0
         for word in words:
             if word not in known:
                 known[word] = self._backend.encode(word, add_special_tokens=False).ids
+                self._cached_characters += len(word)
 
     def _decode_ordinary(self, ids: list[int]) -> str:
         for token_id in ids:

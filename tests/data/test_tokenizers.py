@@ -43,6 +43,20 @@ def test_wordpiece_ids_are_those_computed_by_hand():
     assert tokenizer.decode([2, 8, 5, 6, 7, 4, 3]) == "[CLS] the unaffable [MASK] [SEP]"
 
 
+def test_a_vocabulary_may_have_a_byte_order_mark_and_end_in_blank_lines(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join(PIECES) + "\n\n\n", encoding="utf-8-sig")
+    assert load_tokenizer(path).fingerprint == WordPieceTokenizer(PIECES).fingerprint
+
+
+def test_a_full_cache_changes_no_ids(monkeypatch):
+    monkeypatch.setattr("bipft_jax.data.tokenizers._MAX_CACHED_CHARACTERS", 5)
+    tokenizer = WordPieceTokenizer(PIECES)
+    for _ in range(2):
+        assert tokenizer.encode("The unaffable  CAFÉ.") == [8, 5, 6, 7, 13, 12]
+        assert len(tokenizer._word_ids) <= 4
+
+
 def test_special_pieces_typed_in_text_stay_text(trained):
     wordpiece = WordPieceTokenizer(PIECES)
     assert wordpiece.encode("[MASK]") == [9, 11, 10]

@@ -426,12 +426,17 @@ def test_worker_processes_make_the_same_batches_and_end(corpus):
 
 
 def test_the_benchmark_writes_its_rows(corpus, tmp_path):
-    arguments = ["--corpus", str(corpus.directory), "--workers", "0", "--repeats", "2"]
+    text, vocabulary = (str(corpus.directory.parent / name) for name in ("text.txt", "vocab.txt"))
     rows_file = tmp_path / "rows.json"
-    input_benchmark.main([*arguments, "--seconds", "0.01", "--json", str(rows_file)])
-    (row,) = json.loads(rows_file.read_text())
-    assert (row["unit"], row["workers"], row["repeats"]) == ("sequences/s", 0, 2)
-    assert 0 < row["minimum"] <= row["median"] <= row["maximum"]
+    settings = ["--workers", "0", "--repeats", "2", "--seconds", "0.01", "--json", str(rows_file)]
+    input_benchmark.main(["--input", text, "--tokenizer", vocabulary, *settings])
+    preparation, making = json.loads(rows_file.read_text())
+    assert (preparation["unit"], preparation["repeats"]) == ("MB of text/s", 2)
+    assert (making["unit"], making["workers"], making["repeats"]) == ("sequences/s", 0, 2)
+    for row in (preparation, making):
+        assert 0 < row["minimum"] <= row["median"] <= row["maximum"]
+    input_benchmark.main(["--corpus", str(corpus.directory), *settings])
+    assert [row["unit"] for row in json.loads(rows_file.read_text())] == ["sequences/s"]
 
 
 @pytest.mark.parametrize(

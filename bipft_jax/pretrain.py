@@ -21,6 +21,7 @@ import optax
 
 from bipft_jax.data.corpus import Corpus, load_corpus
 from bipft_jax.data.pretraining import PretrainingExamples, pretraining_batches
+from bipft_jax.models.attention import ATTENDED_KEYS
 from bipft_jax.models.bert import BertForPreTraining
 from bipft_jax.models.recipes import bert_config, recipe_named
 from bipft_jax.training import sharding, weight_statistics
@@ -188,7 +189,7 @@ def unigram_baseline(counts: np.ndarray, batches: list[dict[str, np.ndarray]]) -
 
 def evaluate(step_fn, params: Params, batches: list[dict[str, jax.Array]]) -> dict[str, float]:
     """Held-out metrics: losses (nats), MLM accuracy and perplexity over all masked tokens, NSP
-    accuracy over all sequences."""
+    accuracy over all sequences, and what `attended_keys` reports."""
     results = jax.device_get([step_fn(params, batch) for batch in batches])
 
     def mean(name: str, weight: str) -> float:
@@ -205,6 +206,7 @@ def evaluate(step_fn, params: Params, batches: list[dict[str, jax.Array]]) -> di
         "mlm_perplexity": float(np.exp(mlm_loss)),
         "nsp_loss": nsp_loss,
         "nsp_accuracy": mean("nsp_accuracy", "sequences"),
+        **{name: mean(name, "sequences") for name in results[0] if name.startswith(ATTENDED_KEYS)},
     }
 
 

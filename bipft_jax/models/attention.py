@@ -14,6 +14,12 @@ from bipft_jax.models.recipes import BertConfig
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import quantize
 
+# Applied with `mutable=[STATISTICS]`, attention reports ATTENDED_KEYS: with how many keys a token
+# has a probability that is not quantised to 0, on average over tokens and heads. Where softmax is
+# nearly uniform no probability reaches the threshold, and binary attention is silently dead.
+STATISTICS = "statistics"
+ATTENDED_KEYS = "attended_keys"
+
 
 class SelfAttention(nn.Module):
     """Context of every position: softmax(q k^T / sqrt(d) + mask) v, quantised as the recipe says.
@@ -83,6 +89,11 @@ class SelfAttention(nn.Module):
         probs_BxhxSxT = nn.Dropout(config.dropout)(probs_BxhxSxT, deterministic=deterministic)
 
         prob_scale = learned_scale(self, "probs_scale", recipe.attention_probs, probs_BxhxSxT)
+        if recipe.attention_probs is not None and self.is_mutable_collection(STATISTICS):
+            on_BxhxSxT = recipe.attention_probs.encode(probs_BxhxSxT, prob_scale).codes > 0
+            on_of_tokens = jnp.sum(on_BxhxSxT * mask_BxT[:, None, :, None])
+            attended = on_of_tokens / (config.heads * jnp.sum(mask_BxT))
+            self.variable(STATISTICS, ATTENDED_KEYS, lambda: attended).value = attended
         context_BxhxSxd = binary_dot_general(
             probs_BxhxSxT,
             v_BxhxTxd,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bipft_jax.errors import unknown_name
-from bipft_jax.models.attention import SelfAttention
+from bipft_jax.models.attention import STATISTICS, SelfAttention
 from bipft_jax.models.layers import (
     BinaryDense,
     BinaryEmbed,
@@ -101,7 +101,7 @@ class Encoder(nn.Module):
             )
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0, "calibration": 0},
+            variable_axes={"params": 0, "calibration": 0, STATISTICS: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=config.layers,

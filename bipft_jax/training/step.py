@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bipft_jax.models.attention import STATISTICS
 from bipft_jax.models.bert import BertForPreTraining, BertForSequenceClassification
 from bipft_jax.training.distillation import Teacher, distillation_loss
 from bipft_jax.training.losses import Batch, classification_loss, counts_of, pretraining_loss
 from bipft_jax.training.state import Params, TrainState, is_scale
+from bipft_jax.training.weight_statistics import attended_keys
 
 SEQUENCE_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 INPUTS = (*SEQUENCE_INPUTS, "mlm_positions")
@@ -112,9 +114,10 @@ def evaluation_step(model: BertForPreTraining) -> Callable[[Params, Batch], dict
 
     def step(params: Params, batch: Batch):
         counts = counts_of(batch)
-        output = model.apply({"params": params}, *[batch[name] for name in INPUTS])
+        inputs = [batch[name] for name in INPUTS]
+        output, variables = model.apply({"params": params}, *inputs, mutable=[STATISTICS])
         _, metrics = pretraining_loss(output, batch, counts)
-        return {**metrics, **counts._asdict()}
+        return {**metrics, **attended_keys(variables), **counts._asdict()}
 
     return step
 

@@ -1,4 +1,5 @@
-"""What the quantizers are doing, for telemetry: flips of binary weights, learned scales."""
+"""What the quantizers are doing, for telemetry: flips of binary weights, learned scales, how much
+binary attention attends to."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
+from bipft_jax.models.attention import ATTENDED_KEYS
 from bipft_jax.quantization.quantizers import Quantizer
 from bipft_jax.training.state import Params, is_scale
 
@@ -50,6 +52,16 @@ def scales(params: Params) -> dict[str, jax.Array]:
     flat = flatten_dict(params, sep="/")
     found = {path: jnp.atleast_1d(value) for path, value in flat.items() if is_scale(path)}
     return _per_layer("scales", found)
+
+
+def attended_keys(statistics: dict[str, Any]) -> dict[str, jax.Array]:
+    """From a model's STATISTICS: `attended_keys` over all layers, `attended_keys/LAYER` each."""
+    found = [v for path, v in flatten_dict(statistics).items() if path[-1] == ATTENDED_KEYS]
+    if not found:  # full precision
+        return {}
+    (layers,) = found
+    each = {f"{ATTENDED_KEYS}/{index}": layers[index] for index in range(layers.shape[0])}
+    return {ATTENDED_KEYS: jnp.mean(layers), **each}
 
 
 def _per_layer(kind: str, values: dict[str, jax.Array]) -> dict[str, Any]:

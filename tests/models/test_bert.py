@@ -13,6 +13,7 @@ from bipft_jax.models.bert import BertForPreTraining
 from bipft_jax.models.recipes import RECIPES, BertConfig, bert_config, recipe_named
 from bipft_jax.training.state import calibrate, initial_params, is_scale
 from bipft_jax.training.warm_start import abstract_params
+from bipft_jax.training.weight_statistics import attended_keys
 
 IDS = jnp.asarray([[2, 7, 8, 9, 3, 5, 6, 3], [2, 5, 9, 3, 4, 3, 0, 0]])
 SEGMENTS = jnp.asarray([[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0, 0]])
@@ -88,6 +89,28 @@ def test_attention_with_estimators_is_the_residual_polynomial(rank):
     wide = {path: np.asarray(value, np.float64) for path, value in flat.items()}
     expected = numpy_attention(wide, np.asarray(x, np.float64), np.asarray(MASK), heads=3)
     np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_attended_keys_are_counted_for_tokens_alone_in_each_layer():
+    model, params = calibrated(small())
+    attention = params["bert"]["encoder"]["layers"]["attention"]
+    attention["query_scale"] *= 0.1  # no probability is far from 1/8 (of 1/6, with two paddings)
+
+    def attended(scale_of_layer):
+        attention["probs_scale"] = jnp.asarray(scale_of_layer)
+        _, variables = model.apply({"params": params}, *INPUTS, mutable=["statistics"])
+        return attended_keys(variables["statistics"])
+
+    # A threshold below every probability, above every one, and among them.
+    got = attended([1e-5, 3.0, 2 / 8])
+    assert got["attended_keys/1"] == 0 and 0 < got["attended_keys/2"] < 8
+    # 8 tokens see 8 keys each, 6 tokens 6.
+    assert got["attended_keys/0"] == pytest.approx((8 * 8 + 6 * 6) / 14)
+    assert got["attended_keys"] == pytest.approx(
+        sum(got[f"attended_keys/{i}"] for i in range(3)) / 3
+    )
+    fp, fp_params = calibrated(small("fp"))
+    assert attended_keys(fp.apply({"params": fp_params}, *INPUTS, mutable=["statistics"])[1]) == {}
 
 
 def test_parameter_counts_are_those_of_the_published_models():

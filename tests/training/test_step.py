@@ -93,6 +93,23 @@ def test_four_micro_batches_of_eight_are_one_batch_of_32(recipe):
         assert len(scales) == 11 and sum(np.abs(value).max() > 2e-5 for value in scales) >= 8
 
 
+def test_a_binary_model_learns_a_batch_by_heart():
+    batch = batch_of(8)
+    model = BertForPreTraining(config_of("bipft_b"))
+    inputs = [batch[name] for name in INPUTS]
+    params = calibrate(model, initial_params(model, jax.random.key(0), *inputs), *inputs)
+    optimizer = adamw(3e-3, weight_decay=0.0, clip_norm=1.0)
+    step = jax.jit(pretraining_step(model, optimizer, seed=0))
+    state = new_state(params, optimizer)
+    losses = []
+    for _ in range(150):
+        state, metrics = step(state, None, batch)
+        losses.append([float(metrics["mlm_loss"]), float(metrics["nsp_loss"])])
+    # It begins at guessing among 17 tokens and two labels.
+    np.testing.assert_allclose(losses[0], [np.log(VOCAB), np.log(2)], atol=0.3)
+    assert losses[-1][0] < 0.5 and losses[-1][1] < 0.1
+
+
 def test_eight_devices_make_the_update_of_one():
     batch = batch_of(16)
     one, _ = one_update("bipft_b", batch)

@@ -45,6 +45,7 @@ class SelfAttention(nn.Module):
                 config.hidden,
                 recipe.weight,
                 recipe.linear_input,
+                recipe.shifted_input,
                 config.compute,
                 config.initializer_range,
                 dtype,
@@ -85,7 +86,9 @@ class SelfAttention(nn.Module):
         scores_BxhxSxT = scores_BxhxSxT / jnp.asarray(head_width**0.5, dtype)
         masked = jnp.asarray(jnp.finfo(dtype).min, dtype)
         bias_BxT = (1 - mask_BxT).astype(dtype) * masked
-        probs_BxhxSxT = nn.softmax(scores_BxhxSxT + bias_BxT[:, None, None, :])
+        probs_BxhxSxT = scores_BxhxSxT + bias_BxT[:, None, None, :]
+        if recipe.softmax:
+            probs_BxhxSxT = nn.softmax(probs_BxhxSxT)
         probs_BxhxSxT = nn.Dropout(config.dropout)(probs_BxhxSxT, deterministic=deterministic)
 
         prob_scale = learned_scale(self, "probs_scale", recipe.attention_probs, probs_BxhxSxT)

@@ -49,6 +49,7 @@ def _binary_dense(config: BertConfig, features: int, input_quantizer, name: str)
         features,
         config.recipe.weight,
         input_quantizer,
+        config.recipe.shifted_input,
         config.compute,
         config.initializer_range,
         jnp.dtype(config.dtype),

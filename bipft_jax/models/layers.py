@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bipft_jax.quantization import quantizers
 from bipft_jax.quantization.binary_dot import binary_dot_general
-from bipft_jax.quantization.quantizers import Quantizer
+from bipft_jax.quantization.quantizers import MeanBinarizer, Quantizer, RowBinarizer
 
+# Names of all `BinaryDense` in the encoder.
+BINARY_LINEARS = frozenset("query key value attention_output ffn_input ffn_output pooler".split())
 SCALE_SUFFIX = "_scale"  # every learned scale's parameter name ends so, and no other does
 
 
@@ -52,13 +53,14 @@ def logits_dtype(dtype: Any) -> Any:
 class BinaryDense(nn.Module):
     """y = Q(x + shift) @ B(kernel) + bias (SPEC 1.5).
 
-    Parameters: kernel float32 [in, features], bias [features]; with an input quantizer also
-    input_shift [in] (added before quantising, starts at 0) and input_scale [].
+    Parameters: kernel float32 [in, features], bias [features]; with shifted_input also input_shift
+    [in] (added before quantising, starts at 0); input_scale [] if the input quantizer learns one.
     """
 
     features: int
     weight_quantizer: Quantizer | None
     input_quantizer: Quantizer | None
+    shifted_input: bool
     compute: str
     initializer_range: float
     dtype: Any
@@ -72,7 +74,7 @@ class BinaryDense(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = x.astype(self.dtype)
-        if self.input_quantizer is not None:
+        if self.shifted_input:
             shift = self.param("input_shift", nn.initializers.zeros, (width,))
             x = x + shift.astype(self.dtype)
         product = binary_dot_general(
@@ -95,7 +97,7 @@ class BinaryEmbed(nn.Module):
 
     vocab_size: int
     features: int
-    quantizer: quantizers.MeanBinarizer | None
+    quantizer: MeanBinarizer | RowBinarizer | None
     initializer_range: float
     dtype: Any
 
@@ -114,8 +116,7 @@ class BinaryEmbed(nn.Module):
         rows = jnp.where((ids == 0)[..., None], jax.lax.stop_gradient(rows), rows)
         if self.quantizer is not None:
             flat = rows.reshape(-1, self.features)
-            center = jnp.mean(jax.lax.stop_gradient(self.embedding))
-            rows = quantizers.binarize_rows(flat, center).reshape(rows.shape)
+            rows = self.quantizer.lookup(flat, self.embedding).reshape(rows.shape)
         return rows.astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:

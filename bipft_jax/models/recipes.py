@@ -14,6 +14,9 @@ from bipft_jax.quantization.quantizers import (
     ElasticUnsigned,
     MeanBinarizer,
     Quantizer,
+    RowBinarizer,
+    SignBinarizer,
+    StepBinarizer,
 )
 
 
@@ -24,20 +27,25 @@ class Recipe:
     name: the key in `RECIPES`.
     weight: kernels of the six linears of a layer and of the pooler.
     embedding: the word embedding (looked up binarised; the MLM decoder is tied to the latent one).
-    linear_input: inputs of those linears, after a learned shift; `ffn_output_input` overrides it
-      for the second feed-forward linear.
-    query_key_value: the three operands of attention; attention_probs: softmax's output.
+    linear_input: inputs of those linears; `ffn_output_input` is that of the second feed-forward
+      linear.
+    shifted_input: whether a learned shift is added to a linear's input before it is quantised.
+    query_key_value: the three operands of attention.
+    softmax: whether scores become probabilities; without it `attention_probs` quantises scores.
+    attention_probs: what multiplies the values.
     ffn_activation, mlm_activation: "gelu" (exact erf form) or "relu".
     pooler: "tanh" (BERT), or "layernorm_residual": tanh(LN(linear(c)) + c) (BiPFT).
     estimator_rank: rank of BiPFT-B's estimators of the residual polynomials, 0 for none.
     """
 
     name: str
-    weight: MeanBinarizer | None = None
-    embedding: MeanBinarizer | None = None
+    weight: MeanBinarizer | RowBinarizer | None = None
+    embedding: MeanBinarizer | RowBinarizer | None = None
     linear_input: Quantizer | None = None
     ffn_output_input: Quantizer | None = None
+    shifted_input: bool = False
     query_key_value: Quantizer | None = None
+    softmax: bool = True
     attention_probs: Quantizer | None = None
     ffn_activation: str = "gelu"
     mlm_activation: str = "gelu"
@@ -51,10 +59,39 @@ _BIPFT_A = Recipe(
     embedding=MeanBinarizer(per_row=True),
     linear_input=ElasticSigned(bits=1),
     ffn_output_input=ElasticSigned(bits=1),
+    shifted_input=True,
     query_key_value=ElasticSigned(bits=1),
     attention_probs=ElasticUnsigned(bits=1),
     mlm_activation="relu",
     pooler="layernorm_residual",
+)
+
+
+def _bit(bits: int) -> Recipe:
+    """BiT with 1-bit weights and activations of `bits` bits (SPEC 3)."""
+    return Recipe(
+        f"bit_w1a{bits}",
+        weight=MeanBinarizer(),
+        embedding=MeanBinarizer(per_row=True),
+        linear_input=ElasticSigned(bits),
+        ffn_output_input=ElasticUnsigned(bits),
+        shifted_input=True,
+        query_key_value=ElasticSigned(bits),
+        attention_probs=ElasticUnsigned(bits),
+        ffn_activation="relu",
+        mlm_activation="relu",
+    )
+
+
+_BIBERT = Recipe(
+    "bibert",  # SPEC 4
+    weight=RowBinarizer(axis=0),  # of a kernel [in, out]: a row of inputs for every output
+    embedding=RowBinarizer(axis=1),
+    linear_input=SignBinarizer(window_includes_ends=True),
+    ffn_output_input=SignBinarizer(window_includes_ends=True),
+    query_key_value=SignBinarizer(window_includes_ends=False),
+    softmax=False,
+    attention_probs=StepBinarizer(),
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -63,6 +100,10 @@ RECIPES: dict[str, Recipe] = {
         Recipe("fp"),  # Devlin et al. 2018, BERT
         _BIPFT_A,
         dataclasses.replace(_BIPFT_A, name="bipft_b", estimator_rank=1),  # with estimators
+        _bit(1),
+        _bit(2),
+        _bit(4),
+        _BIBERT,
     )
 }
 

@@ -12,17 +12,25 @@ quantizer (paper)         q(x) = codes * scale        dq/dx, dq/dscale          
 (BiT eq. 5-7; LSQ)        b>1: a * clip(rnd(z/a),     see `pullback`            4 mean|x| / sqrt(Qp)
                           0, Qp) + min x,
                           z = x - min x
+`RowBinarizer`            sgn(x - c) * m,             t - mean of t over the   m = mean|x| and
+(BiBERT sec. 3)           codes in {-1, 0, 1}         row, t = 1[|x - c| <=    c = mean(x), of a row
+                                                      1]; no gradient to m
+`SignBinarizer`           sgn(x)                      1[|x| <= 1] or           1
+(BiBERT)                                              1[|x| < 1]
+`StepBinarizer`           1[x > 0]                    1[|x| < 1]               1
+(BiBERT, "bool")
 ========================  ==========================  =======================  ====================
 
-Everywhere sgn(0) = 0, windows include both ends, rnd rounds half to even, and the gradient of a
-learned scale is multiplied by 1 / sqrt(N * Qp), N being the number of elements of x (the *global*
-array under `jax.jit`). A learned scale at or below `SMALLEST_SCALE` acts as `SMALLEST_SCALE`.
-SPEC sections 1.1 to 1.4 give the same in the references' terms; `b` is the number of bits,
-Qn..Qp the integer range.
+Everywhere sgn(0) = 0, rnd rounds half to even, and the gradient of a learned scale is multiplied by
+1 / sqrt(N * Qp), N being the number of elements of x (the *global* array under `jax.jit`). A
+learned scale at or below `SMALLEST_SCALE` acts as `SMALLEST_SCALE`. SPEC sections 1.1 to
+1.4 and 4.1 give the same in the references' terms; `b` is the number of bits, Qn..Qp the integer
+range.
 
-A quantizer is a frozen dataclass (hashable: it can be a static argument) with five methods:
-`encode` (forward), `initial_scale`, and, for the backward pass, `residual` (what to keep),
-`restore` (codes again from what was kept) and `pullback` (the straight-through rule).
+A quantizer is a frozen dataclass (hashable: it can be a static argument) with these methods:
+`encode` (forward) and, for the backward pass, `residual` (what to keep), `restore` (codes again
+from what was kept) and `pullback` (the straight-through rule); `initial_scale` if its scale is
+learned; `lookup` if it is for embedding tables.
 `None` in the place of a quantizer means "not quantised".
 """
 
@@ -99,6 +107,10 @@ class MeanBinarizer:
         """Identity: no window, and nothing flows through the centre or the scale."""
         return cotangent, None
 
+    def lookup(self, rows: jax.Array, table: jax.Array) -> jax.Array:
+        """Some rows of a table, binarised as the whole table would be (SPEC 1.6)."""
+        return binarize_rows(rows, jnp.mean(jax.lax.stop_gradient(table)))
+
 
 @dataclasses.dataclass(frozen=True)
 class ElasticSigned:
@@ -139,8 +151,7 @@ class ElasticSigned:
         scale's gradient needs x/scale."""
         if self.bits > 1:
             return x
-        inside = jnp.abs(x.astype(encoded.scale.dtype)) <= encoded.scale
-        return jnp.where(inside, encoded.codes, encoded.codes + encoded.codes)
+        return _marked(encoded.codes, jnp.abs(x.astype(encoded.scale.dtype)) <= encoded.scale)
 
     def restore(self, residual: Any, scale: jax.Array) -> Encoded:
         """The codes again, from `residual`."""
@@ -215,7 +226,99 @@ class ElasticUnsigned:
         return _masked(inside, cotangent), _scale_gradient(wide, slope, self.highest, scale)
 
 
-Quantizer = MeanBinarizer | ElasticSigned | ElasticUnsigned
+@dataclasses.dataclass(frozen=True)
+class RowBinarizer:
+    """1-bit weights around the mean of each row (SPEC 4.1).
+
+    axis: the axis along which a row lies; every index of the other axis has a centre and a scale.
+    """
+
+    axis: int
+    learned_scale = False
+
+    def encode(self, x: jax.Array, scale: None = None) -> Encoded:
+        """codes sgn(x - mean of the row), scale mean|x| of the row."""
+        wide = x.astype(_scale_type(x))
+        center = jnp.mean(wide, axis=self.axis, keepdims=True)
+        magnitude = jnp.mean(jnp.abs(wide), axis=self.axis, keepdims=True)
+        return Encoded(jnp.sign(wide - center).astype(jnp.int8), magnitude)
+
+    def residual(self, x: jax.Array, scale: None, encoded: Encoded) -> Encoded:
+        """One int8 an element, twice the code outside the window, and the scales."""
+        wide = x.astype(_scale_type(x))
+        inside = jnp.abs(wide - jnp.mean(wide, axis=self.axis, keepdims=True)) <= 1
+        return encoded._replace(codes=_marked(encoded.codes, inside))
+
+    def restore(self, residual: Encoded, scale: None) -> Encoded:
+        """The codes, without the marks."""
+        return residual._replace(codes=jnp.sign(residual.codes))
+
+    def pullback(self, residual: Encoded, scale: None, cotangent: jax.Array):
+        """t = g inside the window, then through the centring: t - mean of t over the row."""
+        passed = _masked(jnp.abs(residual.codes) <= 1, cotangent)
+        return passed - jnp.mean(passed, axis=self.axis, keepdims=True), None
+
+    def lookup(self, rows: jax.Array, table: jax.Array) -> jax.Array:
+        """Some rows (axis 1) of a table, binarised as the whole table would be."""
+        return quantize(rows, None, self)
+
+
+@dataclasses.dataclass(frozen=True)
+class SignBinarizer:
+    """sgn(x) without a scale (SPEC 4.1).
+
+    window_includes_ends: whether the gradient passes at |x| = 1 (BiBERT's linears) or not (its
+    attention).
+    """
+
+    window_includes_ends: bool
+    learned_scale = False
+
+    def encode(self, x: jax.Array, scale: None = None) -> Encoded:
+        """codes sgn(x), scale 1."""
+        return Encoded(jnp.sign(x).astype(jnp.int8), jnp.ones((), _scale_type(x)))
+
+    def residual(self, x: jax.Array, scale: None, encoded: Encoded) -> Encoded:
+        """One int8 an element, twice the code outside the window."""
+        inside = jnp.abs(x) <= 1 if self.window_includes_ends else jnp.abs(x) < 1
+        return encoded._replace(codes=_marked(encoded.codes, inside))
+
+    def restore(self, residual: Encoded, scale: None) -> Encoded:
+        """The codes, without the marks."""
+        return residual._replace(codes=jnp.sign(residual.codes))
+
+    def pullback(self, residual: Encoded, scale: None, cotangent: jax.Array):
+        """dL/dx = g inside the window, else 0."""
+        return _masked(jnp.abs(residual.codes) <= 1, cotangent), None
+
+
+@dataclasses.dataclass(frozen=True)
+class StepBinarizer:
+    """1 where x > 0, else 0 (SPEC 4.1: BiBERT's bool of attention scores; at 0 the paper has 1)."""
+
+    learned_scale = False
+
+    def encode(self, x: jax.Array, scale: None = None) -> Encoded:
+        """codes 1[x > 0], scale 1."""
+        return Encoded((x > 0).astype(jnp.int8), jnp.ones((), _scale_type(x)))
+
+    def residual(self, x: jax.Array, scale: None, encoded: Encoded) -> Encoded:
+        """One int8 an element: 2 is added to the code outside the window."""
+        outside = (jnp.abs(x) >= 1).astype(jnp.int8)
+        return encoded._replace(codes=encoded.codes + 2 * outside)
+
+    def restore(self, residual: Encoded, scale: None) -> Encoded:
+        """The codes, without the marks."""
+        return residual._replace(codes=residual.codes % 2)
+
+    def pullback(self, residual: Encoded, scale: None, cotangent: jax.Array):
+        """dL/dx = g where -1 < x < 1, else 0."""
+        return _masked(residual.codes < 2, cotangent), None
+
+
+Quantizer = (
+    MeanBinarizer | ElasticSigned | ElasticUnsigned | RowBinarizer | SignBinarizer | StepBinarizer
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -286,6 +389,12 @@ def _clip(levels: jax.Array, lowest: int, highest: int) -> jax.Array:
 def _window_and_slope(ratio: jax.Array, lowest: int, highest: int):
     inside = (ratio >= lowest) & (ratio <= highest)
     return inside, jnp.where(inside, jnp.round(ratio) - ratio, _clip(ratio, lowest, highest))
+
+
+def _marked(codes: jax.Array, inside: jax.Array) -> jax.Array:
+    """Codes -1, 0, 1 and whether each element is inside the window, in one int8 an element: twice
+    the code where it is outside (an element with code 0 is always inside)."""
+    return jnp.where(inside, codes, codes + codes)
 
 
 def _masked(inside: jax.Array, cotangent: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from bipft_jax.models.attention import ATTENDED_KEYS
+from bipft_jax.models.layers import BINARY_LINEARS
 from bipft_jax.quantization.quantizers import Quantizer
 from bipft_jax.training.state import Params, is_scale
 
@@ -17,7 +18,7 @@ LAYERS = "layers"  # the path element under which parameters are stacked, one sl
 
 
 def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.Array]:
-    """The int8 codes of every kernel that is binarised: those with an input shift beside them.
+    """The int8 codes of every kernel that is binarised.
 
     Returns: codes by path, [layers, in, out] for stacked kernels, [1, in, out] for others; empty
       for full precision.
@@ -28,7 +29,7 @@ def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.A
     codes = {}
     for path, kernel in flat.items():
         site, _, leaf = path.rpartition("/")
-        if leaf == "kernel" and f"{site}/input_shift" in flat:
+        if leaf == "kernel" and site.rpartition("/")[2] in BINARY_LINEARS:
             stacked = kernel if LAYERS in path.split("/") else kernel[None]
             codes[site] = jax.vmap(lambda w: quantizer.encode(w, None).codes)(stacked)
     return codes

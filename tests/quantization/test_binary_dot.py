@@ -11,6 +11,9 @@ from bipft_jax.quantization.quantizers import (
     ElasticSigned,
     ElasticUnsigned,
     MeanBinarizer,
+    RowBinarizer,
+    SignBinarizer,
+    StepBinarizer,
     quantize,
 )
 
@@ -38,6 +41,14 @@ CASES = {
         (((2, 1), (0, 1)), ((), ())),
         ElasticSigned(1),
         ElasticSigned(8),
+    ),
+    "linear of signs": ((2, 6, 8), (8, 5), DENSE, SignBinarizer(True), RowBinarizer(axis=0)),
+    "context of scores": (
+        (2, 3, 4, 5),
+        (2, 3, 5, 8),
+        CONTEXT,
+        StepBinarizer(),
+        SignBinarizer(False),
     ),
     "full-precision weight": ((2, 6, 8), (8, 5), DENSE, ElasticSigned(1), None),
     "full precision": ((2, 6, 8), (8, 5), DENSE, None, None),

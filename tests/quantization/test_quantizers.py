@@ -9,6 +9,9 @@ from bipft_jax.quantization.quantizers import (
     ElasticSigned,
     ElasticUnsigned,
     MeanBinarizer,
+    RowBinarizer,
+    SignBinarizer,
+    StepBinarizer,
     binarize_rows,
     quantize,
 )
@@ -115,6 +118,33 @@ def test_codes_of_bfloat16_activations_are_those_of_the_same_numbers_in_float32(
         wide = quantizer.encode(x.astype(jnp.float32), jnp.float32(0.37))
         np.testing.assert_array_equal(narrow.codes, wide.codes)
         assert narrow.codes.dtype == jnp.int8
+
+
+def test_row_binarizer_has_a_window_and_a_gradient_through_the_centring():
+    # Row means 1, -1 (a tie) and 0; the row lies along axis 1.
+    w = jnp.asarray([[0.0, 2.0, 1.0], [-3.5, -1.0, 1.5], [0.25, -0.5, 0.25]])
+    value, pullback = jax.vjp(lambda w: quantize(w, None, RowBinarizer(axis=1)), w)
+    np.testing.assert_allclose(value, [[-1, 1, 0], [-2, 0, 2], [1 / 3, -1 / 3, 1 / 3]], rtol=1e-6)
+    (gradient,) = pullback(jnp.asarray([[3.0, 6.0, 9.0], [3.0, 6.0, 9.0], [0.0, 0.0, 9.0]]))
+    # |w - mean| is 1 (inside), 1, 0; then 2.5 (outside), 0, 2.5; then all inside.
+    np.testing.assert_allclose(gradient, [[-3, 0, 3], [-2, 4, -2], [-3, -3, 6]], atol=1e-6)
+    kernel = jax.vjp(lambda w: quantize(w, None, RowBinarizer(axis=0)), w.T)
+    np.testing.assert_array_equal(kernel[0], value.T)
+    table = jnp.concatenate([w, 5 + w])  # the other rows do not matter
+    np.testing.assert_array_equal(RowBinarizer(axis=1).lookup(w, table), value)
+
+
+def test_unscaled_signs_differ_in_the_ends_of_their_windows():
+    x = jnp.asarray([-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5])
+    g = jnp.asarray([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0])
+    for quantizer, value, gradient in (
+        (SignBinarizer(True), [-1, -1, -1, 0, 1, 1, 1], [0, 2, 4, 8, 16, 32, 0]),
+        (SignBinarizer(False), [-1, -1, -1, 0, 1, 1, 1], [0, 0, 4, 8, 16, 0, 0]),
+        (StepBinarizer(), [0, 0, 0, 0, 1, 1, 1], [0, 0, 4, 8, 16, 0, 0]),
+    ):
+        got, pullback = jax.vjp(lambda x, q=quantizer: quantize(x, None, q), x)
+        np.testing.assert_array_equal(got, value)
+        np.testing.assert_array_equal(pullback(g)[0], gradient)
 
 
 def test_unsupported_bits_are_refused():

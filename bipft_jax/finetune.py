@@ -119,7 +119,12 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         schedule = linear_schedule(config.learning_rate, total // 10, total)
     model_config = dataclasses.replace(
         source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute),
-        recipe=recipe_named(config.recipe, config.estimator_rank),
+        recipe=recipe_named(
+            config.recipe,
+            config.estimator_rank,
+            config.lora_rank,
+            config.full_precision_weights,
+        ),
     )
     if config.pretrained:  # on shapes only: is the checkpoint one for this model?
         shapes = abstract_params(model_config, task.num_outputs)

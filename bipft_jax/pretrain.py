@@ -99,7 +99,12 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         )
     corpus = load_corpus(config.corpus_dir)
     model_config = bert_config(
-        recipe_named(config.recipe, config.estimator_rank),
+        recipe_named(
+            config.recipe,
+            config.estimator_rank,
+            config.lora_rank,
+            config.full_precision_weights,
+        ),
         config.size,
         corpus.tokenizer.vocab_size,
         dropout=config.dropout,

@@ -3,8 +3,9 @@
     python launch/train.py --config=configs/finetune.py:RECIPE,TASK \
         --config.init_from=PRETRAINING_WORKDIR --config.glue_dir=DIR --workdir=DIR
 
-RECIPE: fp, bipft_a, bipft_b. TASK: cola, sst2, mrpc, stsb, rte, wnli, qnli, qqp, mnli, or
-acceptability (`python -m bipft_jax.data.acceptability`). Size and tokenizer come from `init_from`.
+RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. TASK: cola, sst2, mrpc, stsb,
+rte, wnli, qnli, qqp, mnli, or acceptability (`python -m bipft_jax.data.acceptability`). Size and
+tokenizer come from `init_from`.
 
 Defaults are the published recipe for base (SPEC 2.7): AdamW, constant 2e-5, batch 32, no warm-up,
 decay or clipping, the task table's epochs. Small models want a learning rate of 1e-4 to 5e-4.
@@ -22,6 +23,8 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     # Model
     config.recipe = recipe
     config.estimator_rank = -1  # rank of bipft_b's residual estimators; -1: the recipe's, 1
+    config.lora_rank = 0  # rank of products added to attention's linears; 0: none
+    config.full_precision_weights = False  # of linears; activations and embedding stay binary
     config.init_from = ""  # workdir of a pretraining run; its best checkpoint is taken
     config.pretrained = True  # False takes only size and tokenizer from init_from: the baseline
     config.dropout = 0.1  # of hidden states, attention probabilities and the pooled vector

@@ -3,9 +3,9 @@
     python launch/train.py --config=configs/pretrain.py:RECIPE,SIZE \
         --config.corpus_dir=DIR --workdir=DIR
 
-RECIPE: fp, bipft_a, bipft_b. SIZE: tiny, mini, small, medium, minilm, base, large
-(`bipft_jax/models/recipes.py` has both tables). DIR comes from `python -m bipft_jax.data.corpus`,
-which also fixes the tokenizer and the sequence length.
+RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. SIZE: tiny, mini, small,
+medium, minilm, base, large (`bipft_jax/models/recipes.py` has both tables). DIR comes from
+`python -m bipft_jax.data.corpus`, which also fixes the tokenizer and the sequence length.
 
 Defaults are for a small model from scratch. The published BiPFT recipe for base: batch_size 512,
 learning_rate 2e-4, warmup_updates 5000, num_updates 500000 (62500 were effective, SPEC quirk 9),
@@ -25,6 +25,8 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.recipe = recipe
     config.size = size or "mini"
     config.estimator_rank = -1  # rank of bipft_b's residual estimators; -1: the recipe's, 1
+    config.lora_rank = 0  # rank of products added to attention's linears; 0: none
+    config.full_precision_weights = False  # of linears; activations and embedding stay binary
     config.dropout = 0.1  # of hidden states and attention probabilities
     config.dtype = "float32"  # of activations, or "bfloat16"; latent weights are always float32
     config.compute = "auto"  # products of codes: "int8", "bfloat16", "float32": same results

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bipft_jax.models.layers import BinaryDense, dense_initializer, learned_scale
+from bipft_jax.models.layers import BinaryDense, dense_initializer, learned_scale, low_rank
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import quantize
@@ -51,8 +51,10 @@ class SelfAttention(nn.Module):
                 dtype,
                 name=name,
             )
-            y = dense(x_BxSxH).reshape(batch, length, config.heads, head_width)
-            return y.transpose(0, 2, 1, 3)
+            y = dense(x_BxSxH)
+            if recipe.lora_rank:
+                y = y + low_rank(config, f"{name}_lora")(x_BxSxH)
+            return y.reshape(batch, length, config.heads, head_width).transpose(0, 2, 1, 3)
 
         q_BxhxSxd, k_BxhxTxd, v_BxhxTxd = map(projection, ("query", "key", "value"))
         quantizer = recipe.query_key_value

@@ -17,6 +17,7 @@ from bipft_jax.models.layers import (
     dense_initializer,
     layer_norm,
     logits_dtype,
+    low_rank,
 )
 from bipft_jax.models.recipes import BertConfig
 
@@ -69,10 +70,10 @@ class EncoderLayer(nn.Module):
         dropout = nn.Dropout(config.dropout, deterministic=deterministic)
 
         context = SelfAttention(config, name="attention")(x, mask, deterministic)
-        context = _binary_dense(config, config.hidden, recipe.linear_input, "attention_output")(
-            context
-        )
-        y = layer_norm(config, "attention_norm")(dropout(context) + x)
+        y = _binary_dense(config, config.hidden, recipe.linear_input, "attention_output")(context)
+        if recipe.lora_rank:
+            y = y + low_rank(config, "attention_output_lora")(context)
+        y = layer_norm(config, "attention_norm")(dropout(y) + x)
 
         inner = _binary_dense(config, config.intermediate, recipe.linear_input, "ffn_input")(y)
         inner = ACTIVATIONS[recipe.ffn_activation](inner)

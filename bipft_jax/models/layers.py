@@ -89,6 +89,31 @@ class BinaryDense(nn.Module):
         return product + bias.astype(self.dtype)
 
 
+class LowRank(nn.Module):
+    """A full-precision map of low rank, x A B, without bias (SPEC 2.3, `improve_linear`).
+
+    Parameters: down/kernel [in, rank], up/kernel [rank, features].
+    """
+
+    rank: int
+    features: int
+    initializer_range: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., in] -> [..., features]."""
+        for name, width in (("down", self.rank), ("up", self.features)):
+            x = nn.Dense(
+                width,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=dense_initializer(self.initializer_range),
+                name=name,
+            )(x)
+        return x
+
+
 class BinaryEmbed(nn.Module):
     """Word embedding, its rows binarised as they are looked up (SPEC 1.6).
 
@@ -132,5 +157,16 @@ def layer_norm(config, name: str) -> nn.LayerNorm:
         epsilon=config.layer_norm_epsilon,
         dtype=jnp.dtype(config.dtype),
         use_fast_variance=False,
+        name=name,
+    )
+
+
+def low_rank(config, name: str) -> LowRank:
+    """The recipe's low-rank correction of a linear with `hidden` outputs."""
+    return LowRank(
+        config.recipe.lora_rank,
+        config.hidden,
+        config.initializer_range,
+        jnp.dtype(config.dtype),
         name=name,
     )

@@ -36,6 +36,8 @@ class Recipe:
     ffn_activation, mlm_activation: "gelu" (exact erf form) or "relu".
     pooler: "tanh" (BERT), or "layernorm_residual": tanh(LN(linear(c)) + c) (BiPFT).
     estimator_rank: rank of BiPFT-B's estimators of the residual polynomials, 0 for none.
+    lora_rank: rank of full-precision low-rank products added to the outputs of the query, key,
+      value and attention output linears, 0 for none (SPEC 2.3, `improve_linear`).
     """
 
     name: str
@@ -51,6 +53,7 @@ class Recipe:
     mlm_activation: str = "gelu"
     pooler: str = "tanh"
     estimator_rank: int = 0
+    lora_rank: int = 0
 
 
 _BIPFT_A = Recipe(
@@ -161,15 +164,28 @@ class BertConfig:
             raise ValueError(f"hidden size {self.hidden} is not a multiple of {self.heads} heads")
 
 
-def recipe_named(name: str, estimator_rank: int = -1) -> Recipe:
-    """The recipe of that name; estimator_rank >= 0 overrides its rank.
+def recipe_named(
+    name: str,
+    estimator_rank: int = -1,
+    lora_rank: int = 0,
+    full_precision_weights: bool = False,
+) -> Recipe:
+    """The recipe of that name, with BiPFT's switches.
+
+    Arguments:
+      estimator_rank: if not negative, overrides the rank of the residual estimators.
+      lora_rank: see `Recipe`.
+      full_precision_weights: leaves the kernels of the linears as they are (SPEC 2.3,
+        `half_binary`); activations and embedding stay binary.
 
     Raises: ValueError for an unknown name (with the nearest ones), or a rank for a recipe that
       has no estimators.
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
-    recipe = RECIPES[name]
+    recipe = dataclasses.replace(RECIPES[name], lora_rank=lora_rank)
+    if full_precision_weights:
+        recipe = dataclasses.replace(recipe, weight=None)
     if estimator_rank < 0:
         return recipe
     if not recipe.estimator_rank:
@@ -196,8 +212,9 @@ def bert_config(recipe: Recipe, size: str, vocab_size: int, **overrides) -> Bert
     )
 
 
-# The part of a `BertConfig` that belongs to the trained weights and not to the run.
-_ARCHITECTURE = (
+# The part of a `BertConfig` that belongs to the trained weights and not to the run: dimensions,
+# and what `recipe_named` needs to make the recipe again.
+DIMENSIONS = (
     "vocab_size",
     "layers",
     "hidden",
@@ -212,17 +229,20 @@ _ARCHITECTURE = (
 
 def architecture(config: BertConfig) -> dict:
     """What a checkpoint says of its model: JSON-able, read back by `config_of`."""
-    described = {name: getattr(config, name) for name in _ARCHITECTURE}
+    recipe, original = config.recipe, RECIPES[config.recipe.name]
     return {
-        "recipe": config.recipe.name,
-        "estimator_rank": config.recipe.estimator_rank,
-        **described,
+        "recipe": recipe.name,
+        "estimator_rank": recipe.estimator_rank if original.estimator_rank else -1,
+        "lora_rank": recipe.lora_rank,
+        "full_precision_weights": recipe.weight != original.weight,
+        **{name: getattr(config, name) for name in DIMENSIONS},
     }
 
 
 def config_of(described: dict, **overrides) -> BertConfig:
     """The `BertConfig` of an `architecture`; overrides choose what belongs to the run."""
-    fields = dict(described)
-    recipe = recipe_named(fields.pop("recipe"))
-    recipe = dataclasses.replace(recipe, estimator_rank=fields.pop("estimator_rank"))
-    return BertConfig(recipe=recipe, **{**fields, **overrides})
+    dimensions = {name: described[name] for name in DIMENSIONS}
+    switches = {name: value for name, value in described.items() if name not in DIMENSIONS}
+    return BertConfig(
+        recipe=recipe_named(switches.pop("recipe"), **switches), **dimensions, **overrides
+    )

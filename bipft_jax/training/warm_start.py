@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 from bipft_jax.models.bert import BertForPreTraining, BertForSequenceClassification
-from bipft_jax.models.recipes import BertConfig, architecture, config_of
+from bipft_jax.models.recipes import DIMENSIONS, BertConfig, architecture, config_of
 from bipft_jax.training.checkpoints import restore_params
 from bipft_jax.training.parameters import merge_parameters, named_leaves
 from bipft_jax.training.state import Params
@@ -82,8 +82,8 @@ def warm_started(fresh: Params, config: BertConfig, classes: int, source: Source
     theirs, ours = source.architecture, architecture(config)
     different = [
         f"{name} is {theirs[name]} there and {ours[name]} here"
-        for name in ours
-        if name not in ("recipe", "estimator_rank") and theirs[name] != ours[name]
+        for name in DIMENSIONS
+        if theirs[name] != ours[name]
     ]
     if different:
         raise ValueError(

@@ -140,6 +140,24 @@ def test_bipft_a_is_bipft_b_with_zero_estimators():
     jax.tree.map(np.testing.assert_array_equal, with_zeros, without)
 
 
+def test_low_rank_products_are_added_to_the_linears_of_attention():
+    """Against the same model with the product merged into full-precision kernels."""
+    recipe = recipe_named("fp", lora_rank=2)
+    model, params = calibrated(dataclasses.replace(small(), recipe=recipe))
+    flat = flatten_dict(params, sep="/")
+    merged = {path: value for path, value in flat.items() if "_lora/" not in path}
+    layers = "bert/encoder/layers"
+    for site in ("attention/query", "attention/key", "attention/value", "attention_output"):
+        down, up = (flat[f"{layers}/{site}_lora/{side}/kernel"] for side in ("down", "up"))
+        assert down.shape == (3, 8, 2) and up.shape == (3, 2, 8)
+        merged[f"{layers}/{site}/kernel"] += down @ up
+    assert len(merged) == len(flat) - 8
+    plain = BertForPreTraining(small("fp"))
+    expected = plain.apply({"params": unflatten_dict(merged, sep="/")}, *INPUTS)
+    got = model.apply({"params": params}, *INPUTS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, expected)
+
+
 @pytest.mark.parametrize(
     "overrides", [{"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}]
 )

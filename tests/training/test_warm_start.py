@@ -1,12 +1,14 @@
 """What a run takes over from another run's checkpoint, and what it refuses."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bipft_jax.models.recipes import BertConfig, architecture, config_of, recipe_named
+from bipft_jax.models.recipes import RECIPES, BertConfig, architecture, config_of, recipe_named
 from bipft_jax.training.state import is_scale
 from bipft_jax.training.warm_start import Source, abstract_params, warm_started
 
@@ -78,11 +80,20 @@ def test_another_size_is_named_by_its_dimensions():
         warm_started(filled(student, 0, 0.0), student, 0, source())
 
 
-@pytest.mark.parametrize(("recipe", "rank"), [("fp", -1), ("bipft_b", 4), ("bipft_b", 0)])
-def test_an_architecture_survives_being_written_down(recipe, rank):
-    written = BertConfig(recipe_named(recipe, rank), 11, 2, 8, 2, 16, dropout=0.0)
-    assert config_of(architecture(written), dropout=0.0) == written
-    assert config_of(architecture(written)).dropout == 0.1
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *RECIPES.values(),
+        recipe_named("bipft_b", estimator_rank=4),
+        recipe_named("bipft_b", estimator_rank=0),
+        recipe_named("bipft_a", lora_rank=4, full_precision_weights=True),
+    ],
+)
+def test_an_architecture_survives_being_written_down(recipe):
+    written = BertConfig(recipe, 11, 2, 8, 2, 16, dropout=0.0)
+    described = json.loads(json.dumps(architecture(written)))
+    assert config_of(described, dropout=0.0) == written
+    assert config_of(described).dropout == 0.1
 
 
 def test_scales_of_a_new_binary_model_are_marked_missing():

@@ -1,0 +1,188 @@
+"""Parameters of our models under the names that PyTorch BERTs give them, and back.
+
+The names are those of Hugging Face's BERT and, for what binary models add, of the BiPFT and BiT
+references. PyTorch keeps a linear's weight as [out, in] (ours: kernel [in, out]) and every layer's
+parameters under its own name (ours: stacked along a leading [layers] axis).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from bipft_jax.models.recipes import BertConfig
+from bipft_jax.training.parameters import named_leaves
+from bipft_jax.training.state import Params
+from bipft_jax.training.warm_start import abstract_params
+
+_STACK = "bert/encoder/layers/"
+_LAYER = "bert.encoder.layer.{}."
+
+# Our modules (those of a layer without _STACK before them) and theirs.
+_MODULES = {
+    "bert/words": "bert.embeddings.word_embeddings",
+    "bert/positions": "bert.embeddings.position_embeddings",
+    "bert/segments": "bert.embeddings.token_type_embeddings",
+    "bert/norm": "bert.embeddings.LayerNorm",
+    "attention/query": "attention.self.query",
+    "attention/key": "attention.self.key",
+    "attention/value": "attention.self.value",
+    # SPEC 2.2, step 2: scores get c b^T + a e^T + a b^T, a and b the residuals' estimators.
+    "attention/query_residual_estimator": "attention.self.q_p",
+    "attention/key_residual_estimator": "attention.self.k_p",
+    "attention/query_estimator": "attention.self.q_m",
+    "attention/key_estimator": "attention.self.k_m",
+    "attention/value_residual_estimator": "attention.self.v_p",
+    "attention/query_lora/down": "attention.self.lora_q.lora.0",
+    "attention/query_lora/up": "attention.self.lora_q.lora.1",
+    "attention/key_lora/down": "attention.self.lora_k.lora.0",
+    "attention/key_lora/up": "attention.self.lora_k.lora.1",
+    "attention/value_lora/down": "attention.self.lora_v.lora.0",
+    "attention/value_lora/up": "attention.self.lora_v.lora.1",
+    "attention_output": "attention.output.dense",
+    "attention_output_lora/down": "attention.output.lora_o.lora.0",
+    "attention_output_lora/up": "attention.output.lora_o.lora.1",
+    "attention_norm": "attention.output.LayerNorm",
+    "ffn_input": "intermediate.dense",
+    "ffn_output": "output.dense",
+    "ffn_norm": "output.LayerNorm",
+    "bert/pooler": "bert.pooler.dense",
+    "bert/pooler_norm": "bert.pooler.LayerNorm",
+    "mlm_dense": "cls.predictions.transform.dense",
+    "mlm_norm": "cls.predictions.transform.LayerNorm",
+    "nsp": "cls.seq_relationship",
+    "classifier": "classifier",
+}
+_LEAVES = {
+    "kernel": "weight",
+    "embedding": "weight",
+    "scale": "weight",  # of a LayerNorm
+    "bias": "bias",
+    "input_shift": "move.bias",
+    "input_scale": "input_clip_val",
+}
+# Parameters that are no module's: ours and theirs, whole.
+_WHOLE = {
+    "attention/query_scale": "attention.self.clip_query",
+    "attention/key_scale": "attention.self.clip_key",
+    "attention/value_scale": "attention.self.clip_value",
+    "attention/probs_scale": "attention.self.clip_attn",
+    "mlm_bias": "cls.predictions.bias",
+}
+
+# What the references keep and never use (SPEC quirks 13, 17 and 29), Hugging Face's buffer of
+# position numbers, and the decoder, whose weight and bias are tied to other parameters.
+_UNUSED = re.compile(
+    r"\.(sa\.weight|move_[qkv]\.bias|gate|scale|(weight|act)_clip_val|position_ids)$"
+    r"|\.clip_(query|key|value|attn)$"  # used by BiPFT and BiT, but not by BiBERT
+    r"|^cls\.predictions\.decoder\."
+)
+
+
+class Slot(NamedTuple):
+    """Where an array of a state dict belongs: in which parameter, in which layer of its stack (None
+    for a parameter that is not stacked), and whether it is transposed there."""
+
+    path: str
+    layer: int | None
+    transposed: bool
+
+
+def slots(config: BertConfig, classes: int) -> dict[str, Slot]:
+    """The arrays of a model's state dict by their PyTorch names.
+
+    classes: of the classifier, 0 for the pretraining heads.
+    """
+    return dict(_slots(named_leaves(abstract_params(config, classes)), config.layers))
+
+
+def _slots(paths: Mapping[str, object], layers: int) -> Iterator[tuple[str, Slot]]:
+    for path in paths:
+        ours = path.removeprefix(_STACK)
+        module, _, leaf = ours.rpartition("/")
+        theirs = _WHOLE[ours] if ours in _WHOLE else f"{_MODULES[module]}.{_LEAVES[leaf]}"
+        if path.startswith(_STACK):
+            for layer in range(layers):
+                yield _LAYER.format(layer) + theirs, Slot(path, layer, leaf == "kernel")
+        else:
+            yield theirs, Slot(path, None, leaf == "kernel")
+
+
+def from_state_dict(
+    state: Mapping[str, np.ndarray],
+    config: BertConfig,
+    classes: int,
+    *,
+    optional: Callable[[str], bool] = lambda name: False,
+    source: str = "the state dict",
+) -> tuple[Params, list[str]]:
+    """Parameters of our model from a state dict.
+
+    Arguments:
+      state: arrays by PyTorch name. The prefix "bert." may be missing from all of them (an encoder
+        without heads), and LayerNorms may have gamma and beta (BERT's first checkpoints).
+      optional: of a PyTorch name; True where the array may be absent, or may be left over. A
+        parameter of ours of which any array is absent is then left out.
+      source: what is read, for messages.
+
+    Returns: (parameters as float32 NumPy arrays, names that were left over and are not known to be
+      unused).
+
+    Raises: ValueError listing arrays that are missing, unexpected or of another shape (with both
+      shapes).
+    """
+    state = {_usual_name(name): np.asarray(array) for name, array in state.items()}
+    if not any(name.startswith("bert.") for name in state):
+        state = {f"bert.{name}": array for name, array in state.items()}
+    wanted = slots(config, classes)
+    shapes = {
+        path: leaf.shape for path, leaf in named_leaves(abstract_params(config, classes)).items()
+    }
+    problems, parts = [], {path: {} for path in shapes}
+    for name, slot in wanted.items():
+        if name not in state:
+            if not optional(name):
+                problems.append(f"{name} is missing")
+            continue
+        array = state[name].T if slot.transposed else state[name]
+        expected = shapes[slot.path] if slot.layer is None else shapes[slot.path][1:]
+        if array.shape != expected:
+            ours = expected[::-1] if slot.transposed else expected
+            problems.append(f"{name} has shape {state[name].shape}, this model's has {ours}")
+        parts[slot.path][slot.layer] = array.astype(np.float32)
+    left_over = [name for name in state if name not in wanted and not _UNUSED.search(name)]
+    problems += [f"{name} is unexpected" for name in left_over if not optional(name)]
+    if problems:
+        raise ValueError(f"{source} does not fit this model: {'; '.join(problems)}")
+
+    complete = {}
+    for path, found in parts.items():
+        if None in found:
+            complete[path] = found[None]
+        elif len(found) == config.layers:
+            complete[path] = np.stack([found[layer] for layer in range(config.layers)])
+    return unflatten_dict(complete, sep="/"), left_over
+
+
+def to_state_dict(params: Params, config: BertConfig, classes: int) -> dict[str, np.ndarray]:
+    """The parameters under their PyTorch names, the tied decoder as Hugging Face saves it left out.
+
+    Returns: C-contiguous float32 arrays.
+    """
+    flat = named_leaves(params)
+    state = {}
+    for name, slot in slots(config, classes).items():
+        array = np.asarray(flat[slot.path], np.float32)
+        array = array if slot.layer is None else array[slot.layer]
+        state[name] = np.array(array.T if slot.transposed else array, order="C")
+    return state
+
+
+def _usual_name(name: str) -> str:
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 from bipft_jax.data import glue, glue_batches, glue_metrics
+from bipft_jax.errors import unknown_name
 from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import recipe_named
 from bipft_jax.training import sharding
@@ -29,7 +30,7 @@ from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
 from bipft_jax.training.checkpoints import Checkpointer
 from bipft_jax.training.flops import update_flops
-from bipft_jax.training.optimizer import adamw, linear_schedule
+from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
 from bipft_jax.training.warm_start import (
@@ -106,17 +107,13 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     for key in ("init_from", "glue_dir"):
         if not config[key]:
             raise ValueError(f"{key} is empty: give --config.{key}=DIR (see configs/finetune.py)")
-    if config.schedule not in ("constant", "linear"):
-        raise ValueError(f"schedule is {config.schedule!r}: it must be constant or linear")
     source = load_source(config.init_from)
     data = load_task(task, config.glue_dir, source.tokenizer, config.max_length)
     total = glue_batches.updates_for_epochs(
         len(data.train), config.batch_size, config.epochs or task.epochs
     )
     total = min(total, config.max_updates) if config.max_updates else total
-    schedule = optax.constant_schedule(config.learning_rate)
-    if config.schedule == "linear":
-        schedule = linear_schedule(config.learning_rate, total // 10, total)
+    schedule, optimizer = make_optimizer(config, total)
     model_config = dataclasses.replace(
         source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute),
         recipe=recipe_named(
@@ -132,7 +129,6 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     mesh = sharding.data_mesh()
     sharding.check_batch_size(config.batch_size, 1, mesh)
     model = BertForSequenceClassification(model_config, task.num_outputs)
-    optimizer = adamw(schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm)
     return Run(
         config=config,
         data=data,
@@ -144,6 +140,37 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         mesh=mesh,
         update=jax.jit(steps.finetuning_step(model, optimizer), donate_argnums=0),
         predict=jax.jit(steps.prediction_step(model), out_shardings=sharding.replicated(mesh)),
+    )
+
+
+def make_optimizer(config, total: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning rate by update, and the optimiser, for a run of `total` updates.
+
+    Raises: ValueError for an unknown schedule or optimiser, or a key that the optimiser ignores.
+    """
+    if config.schedule not in ("constant", "linear"):
+        raise ValueError(f"schedule is {config.schedule!r}: it must be constant or linear")
+
+    def scheduled(rate: float) -> optax.Schedule:
+        if config.schedule == "constant":
+            return optax.constant_schedule(rate)
+        return linear_schedule(rate, total / 10, total)
+
+    schedule = scheduled(config.learning_rate)
+    if config.optimizer == "adamw":
+        if config.scale_learning_rate:
+            raise ValueError("adamw has one learning rate: leave scale_learning_rate at 0")
+        return schedule, adamw(
+            schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+        )
+    if config.optimizer != "bert_adam":
+        raise unknown_name("optimizer", config.optimizer, ("adamw", "bert_adam"))
+    if config.clip_norm:
+        raise ValueError("bert_adam clips every tensor to norm 1: leave clip_norm at 0")
+    return schedule, bert_adam(
+        schedule,
+        scale_schedule=scheduled(config.scale_learning_rate or config.learning_rate),
+        weight_decay=config.weight_decay,
     )
 
 

@@ -41,10 +41,12 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.epochs = 0  # passes over the training split; 0: as the task table says
     config.max_updates = 0  # stop after so many updates; 0: after the epochs
     config.batch_size = 32  # sequences per update, over all devices
+    config.optimizer = "adamw"  # or "bert_adam": BiT's and BiBERT's, clips every tensor to norm 1
     config.learning_rate = 2e-5
+    config.scale_learning_rate = 0.0  # of learned scales, with bert_adam; 0: learning_rate
     config.schedule = "constant"  # or "linear": warm-up over a tenth of the run, then decay to 0
     config.weight_decay = 0.0  # decoupled, on matrices only
-    config.clip_norm = 0.0  # global gradient norm; 0: no clipping
+    config.clip_norm = 0.0  # global gradient norm, with adamw; 0: no clipping
 
     # Output
     config.log_every = 50  # updates

@@ -260,6 +260,33 @@ def test_finetuning_explains_what_is_missing(home, pretrained, tmp_path):
         finetune.train(config, str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (dict(optimizer="bertadam"), "did you mean bert_adam"),
+        (dict(optimizer="bert_adam", clip_norm=1.0), "leave clip_norm at 0"),
+        (dict(scale_learning_rate=1e-4), "leave scale_learning_rate at 0"),
+        (dict(schedule="cosine"), "constant or linear"),
+    ],
+)
+def test_an_optimizer_refuses_keys_that_it_would_ignore(keys, message):
+    config = finetune_config.get_config("bit_w1a1,sst2")
+    with pytest.raises(ValueError, match=message):
+        config.update(keys)
+        finetune.make_optimizer(config, 20)
+
+
+def test_bert_adam_has_a_learning_rate_for_scales():
+    config = finetune_config.get_config("bit_w1a1,sst2")
+    keys = dict(optimizer="bert_adam", learning_rate=0.1, scale_learning_rate=0.001)
+    config.update(keys)
+    schedule, optimizer = finetune.make_optimizer(config, 20)
+    params = {"kernel": jax.numpy.ones(()), "input_scale": jax.numpy.ones(())}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert schedule(0) == pytest.approx(0.1)
+    assert updates["kernel"] == pytest.approx(100 * updates["input_scale"])
+
+
 def test_a_mistyped_key_is_answered_with_the_nearest(home):
     done = subprocess.run(
         command(home, "configs/pretrain.py:bipft_b,tiny", home / "x", learning_rat=1),

@@ -1,16 +1,24 @@
-"""AdamW with linear warm-up and linear decay, counted in updates."""
+"""AdamW and BertAdam, with linear warm-up and linear decay, counted in updates."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from bipft_jax.training.parameters import is_stacked, path_name
+from bipft_jax.training.state import is_scale
 
-def linear_schedule(learning_rate: float, warmup_updates: int, num_updates: int) -> optax.Schedule:
-    """lr * t / warmup while t < warmup, then lr * (T - t) / (T - warmup); t counts from 0 (SPEC
-    2.6), so with any warm-up the first update only fills Adam's moments.
+
+def linear_schedule(
+    learning_rate: float, warmup_updates: float, num_updates: int
+) -> optax.Schedule:
+    """lr * t / warmup while t < warmup, then lr * (T - t) / (T - warmup), at least 0; t counts from
+    0 (SPEC 2.6 and 5), so with any warm-up the first update only fills Adam's moments.
+
+    warmup_updates: may be a fraction of an update (BertAdam's warm-up is 0.1 T).
 
     Raises: ValueError if the warm-up is not shorter than the run.
     """
@@ -19,11 +27,13 @@ def linear_schedule(learning_rate: float, warmup_updates: int, num_updates: int)
             f"warmup_updates {warmup_updates} must be at least 0 and below num_updates "
             f"{num_updates}"
         )
-    decay = optax.linear_schedule(learning_rate, 0.0, num_updates - warmup_updates)
-    if not warmup_updates:
-        return decay
-    warmup = optax.linear_schedule(0.0, learning_rate, warmup_updates)
-    return optax.join_schedules([warmup, decay], [warmup_updates])
+
+    def schedule(t):
+        rising = t / warmup_updates if warmup_updates else 1.0
+        falling = (num_updates - t) / (num_updates - warmup_updates)
+        return learning_rate * jnp.clip(jnp.minimum(rising, falling), 0.0, 1.0)
+
+    return schedule
 
 
 def _decayed(params: Any) -> Any:
@@ -48,3 +58,68 @@ def adamw(
     if not clip_norm:
         return update
     return optax.chain(optax.clip_by_global_norm(clip_norm), update)
+
+
+def bert_adam(
+    schedule: optax.Schedule | float,
+    *,
+    scale_schedule: optax.Schedule | float,
+    weight_decay: float,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    clip_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """The Adam of BiT and BiBERT (SPEC 5): clipping of every tensor by itself, no bias correction,
+    decoupled decay on matrices that is scheduled with the learning rate.
+
+    schedule, scale_schedule: learning rates of the parameters and of the learned scales.
+    """
+
+    def with_rate(rate):
+        return optax.chain(
+            _clip_each_tensor(clip_norm),
+            _adam_without_bias_correction(b1, b2, eps),
+            optax.add_decayed_weights(weight_decay, _decayed),
+            optax.scale_by_learning_rate(rate),
+        )
+
+    def label(params):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "scale" if is_scale(path[-1].key) else "other", params
+        )
+
+    return optax.partition(
+        {"scale": with_rate(scale_schedule), "other": with_rate(schedule)}, label
+    )
+
+
+def _clip_each_tensor(max_norm: float) -> optax.GradientTransformation:
+    """g * min(1, max_norm / (|g| + 1e-6)), layers stacked in one array each with their own norm."""
+
+    def clip(path, g):
+        own = range(1, g.ndim) if is_stacked(path_name(path)) else range(g.ndim)
+        norm = jnp.sqrt(jnp.sum(jnp.square(g), axis=tuple(own), keepdims=True))
+        return g * jnp.minimum(1.0, max_norm / (norm + 1e-6))
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(clip, updates))
+
+
+class _Moments(NamedTuple):
+    mu: Any
+    nu: Any
+
+
+def _adam_without_bias_correction(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """m / (sqrt(v) + eps): optax's own Adam corrects m and v for their start at zero."""
+
+    def init(params):
+        return _Moments(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(updates, state, params=None):
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return scaled, _Moments(mu, nu)
+
+    return optax.GradientTransformation(init, update)

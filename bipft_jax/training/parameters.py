@@ -17,6 +17,11 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def is_stacked(path: str) -> bool:
+    """Whether a parameter has a leading axis of layers: `nn.scan` keeps them in one array."""
+    return "layers" in path.split("/")
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
     """The leaves of any pytree by their "/"-joined path, in the tree's own order."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

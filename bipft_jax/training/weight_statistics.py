@@ -12,9 +12,8 @@ from flax.traverse_util import flatten_dict
 from bipft_jax.models.attention import ATTENDED_KEYS
 from bipft_jax.models.layers import BINARY_LINEARS
 from bipft_jax.quantization.quantizers import Quantizer
+from bipft_jax.training.parameters import is_stacked
 from bipft_jax.training.state import Params, is_scale
-
-LAYERS = "layers"  # the path element under which parameters are stacked, one slice a layer
 
 
 def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.Array]:
@@ -30,7 +29,7 @@ def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.A
     for path, kernel in flat.items():
         site, _, leaf = path.rpartition("/")
         if leaf == "kernel" and site.rpartition("/")[2] in BINARY_LINEARS:
-            stacked = kernel if LAYERS in path.split("/") else kernel[None]
+            stacked = kernel if is_stacked(path) else kernel[None]
             codes[site] = jax.vmap(lambda w: quantizer.encode(w, None).codes)(stacked)
     return codes
 
@@ -70,5 +69,5 @@ def _per_layer(kind: str, values: dict[str, jax.Array]) -> dict[str, Any]:
     for site, layers in values.items():
         name = site.removeprefix("bert/").replace("encoder/layers/", "")
         for index in range(layers.shape[0]):
-            named[f"{kind}/{name}" + (f"/{index}" if LAYERS in site else "")] = layers[index]
+            named[f"{kind}/{name}" + (f"/{index}" if is_stacked(site) else "")] = layers[index]
     return named

@@ -28,10 +28,11 @@ from bipft_jax.models.recipes import recipe_named
 from bipft_jax.training import sharding
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
-from bipft_jax.training.checkpoints import Checkpointer
+from bipft_jax.training.checkpoints import Checkpointer, verify_tokenizer
 from bipft_jax.training.flops import update_flops
 from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
-from bipft_jax.training.state import TrainState
+from bipft_jax.training.state import Params, TrainState
+from bipft_jax.training.task_distillation import DISTILLATIONS, TaskTeacher
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
 from bipft_jax.training.warm_start import (
     Source,
@@ -59,8 +60,8 @@ class TaskData:
 class Run:
     """What all seeds of a run share.
 
-    total: updates of one seed. schedule: learning rate by update. update, predict: the jitted
-    steps, compiled once for all seeds.
+    total: updates of one seed. schedule: learning rate by update. teacher_params: on the devices,
+    None without a teacher. update, predict: the jitted steps, compiled once for all seeds.
     """
 
     config: ml_collections.ConfigDict
@@ -71,6 +72,7 @@ class Run:
     schedule: optax.Schedule
     total: int
     mesh: jax.sharding.Mesh
+    teacher_params: Params | None
     update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     predict: Callable[..., jax.Array]
 
@@ -114,6 +116,7 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     )
     total = min(total, config.max_updates) if config.max_updates else total
     schedule, optimizer = make_optimizer(config, total)
+    teacher, teacher_params = load_teacher(config, task, source)
     model_config = dataclasses.replace(
         source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute),
         recipe=recipe_named(
@@ -138,7 +141,8 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         schedule=schedule,
         total=total,
         mesh=mesh,
-        update=jax.jit(steps.finetuning_step(model, optimizer), donate_argnums=0),
+        teacher_params=sharding.put_replicated(mesh, teacher_params),
+        update=jax.jit(steps.finetuning_step(model, optimizer, teacher), donate_argnums=0),
         predict=jax.jit(steps.prediction_step(model), out_shardings=sharding.replicated(mesh)),
     )
 
@@ -172,6 +176,41 @@ def make_optimizer(config, total: int) -> tuple[optax.Schedule, optax.GradientTr
         scale_schedule=scheduled(config.scale_learning_rate or config.learning_rate),
         weight_decay=config.weight_decay,
     )
+
+
+def load_teacher(
+    config: ml_collections.ConfigDict, task: glue.GlueTask, student: Source
+) -> tuple[TaskTeacher | None, Params | None]:
+    """The finetuned teacher that the config names, if any, and its parameters.
+
+    Raises: ValueError for a teacher without a distillation or the reverse, an unknown one, a
+      teacher of another task or tokenizer, or one whose hidden states cannot be compared.
+    """
+    if bool(config.teacher) != bool(config.distillation):
+        raise ValueError(
+            "distillation needs both --config.teacher=DIR, a finetuning run's seed_N directory, "
+            f"and --config.distillation, one of {', '.join(DISTILLATIONS)}"
+        )
+    if not config.teacher:
+        return None, None
+    if config.distillation not in DISTILLATIONS:
+        raise unknown_name("distillation", config.distillation, DISTILLATIONS)
+    source = load_source(config.teacher)
+    verify_tokenizer(source.tokenizer.to_dict(), student.tokenizer)
+    if source.classes != task.num_outputs:
+        found = f"{source.classes} outputs" if source.classes else "pretraining heads"
+        raise ValueError(
+            f"the teacher {config.teacher} has {found}, task {task.name} needs {task.num_outputs} "
+            "outputs: give a model that was finetuned on this task"
+        )
+    for name in ("layers", "hidden"):
+        theirs, ours = source.architecture[name], student.architecture[name]
+        if theirs != ours:
+            raise ValueError(f"the teacher has {name} {theirs}, the student {ours}: must be equal")
+    model_config = source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute)
+    model = BertForSequenceClassification(model_config, source.classes)
+    distillation = DISTILLATIONS[config.distillation]
+    return TaskTeacher(model, distillation, config.teacher_dropout), source.params
 
 
 def load_task(task: glue.GlueTask, glue_dir: str, tokenizer, max_length: int) -> TaskData:
@@ -246,7 +285,8 @@ def _loop(
     unread: list[dict[str, jax.Array]] = []  # metrics since the last log point
     with Telemetry(directory, name=config.task, start_step=start, total_steps=total) as telemetry:
         while step < total:
-            state, metrics = run.update(state, seed, _put(run.mesh, next(batches)))
+            batch = _put(run.mesh, next(batches))
+            state, metrics = run.update(state, run.teacher_params, seed, batch)
             step += 1
             unread.append(metrics)
             if step == start + 1:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from bipft_jax import fill_mask, finetune, pretrain
@@ -258,6 +259,42 @@ def test_finetuning_explains_what_is_missing(home, pretrained, tmp_path):
     config.update({"init_from": str(tmp_path / "none"), "glue_dir": str(home / "glue")})
     with pytest.raises(ValueError, match="no checkpoints"):
         finetune.train(config, str(tmp_path))
+
+
+def finetuning(home, arg, init_from, **overrides):
+    config = finetune_config.get_config(arg)
+    config.update({"init_from": str(init_from), "glue_dir": str(home / "glue"), "batch_size": 16})
+    config.update({"max_updates": 3, "evaluate_every": 3, **overrides})
+    return config
+
+
+def test_a_finetuned_teacher_is_handed_over_and_imitated(home, pretrained, tmp_path):
+    finetune.train(finetuning(home, "fp,sst2", pretrained), str(tmp_path / "fp"))
+    teacher = tmp_path / "fp" / "seed_0"
+    keys = dict(teacher=str(teacher), distillation="bit", teacher_dropout=True)
+    keys |= dict(optimizer="bert_adam", learning_rate=1e-6, schedule="linear", log_every=1)
+    finetune.train(finetuning(home, "bit_w1a1,sst2", teacher, **keys), str(tmp_path / "bit"))
+    points = read_metrics(tmp_path / "bit" / "seed_0" / "metrics.jsonl")
+    for point in points[:3]:
+        assert point["loss"] == pytest.approx(point["soft_loss"] + point["hidden_loss"], rel=1e-5)
+    found, given = (
+        restore_params(path, "latest").params for path in (tmp_path / "bit" / "seed_0", teacher)
+    )
+    # The classifier, too, is the teacher's, but for three updates of at most 1e-6 or so.
+    for name in ("classifier", "nsp"):
+        assert (name in found) == (name in given) == (name == "classifier")
+    np.testing.assert_allclose(
+        found["classifier"]["kernel"], given["classifier"]["kernel"], atol=1e-5
+    )
+
+    for keys, message in (
+        (dict(teacher=str(teacher)), "distillation needs both"),
+        (dict(distillation="bit"), "distillation needs both"),
+        (dict(teacher=str(teacher), distillation="bitt"), "did you mean bit"),
+        (dict(teacher=str(pretrained), distillation="bit"), "pretraining heads, task sst2 needs 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            finetune.train(finetuning(home, "bit_w1a1,sst2", teacher, **keys), str(tmp_path / "x"))
 
 
 @pytest.mark.parametrize(

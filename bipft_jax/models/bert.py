@@ -45,6 +45,16 @@ class PretrainingOutput(NamedTuple):
     hidden_states: jax.Array
 
 
+class ClassificationOutput(NamedTuple):
+    """What `BertForSequenceClassification` returns.
+
+    logits: [B, classes]; hidden_states: [layers + 1, B, S, H], the embedding output first.
+    """
+
+    logits: jax.Array
+    hidden_states: jax.Array
+
+
 def _binary_dense(config: BertConfig, features: int, input_quantizer, name: str) -> BinaryDense:
     return BinaryDense(
         features,
@@ -103,7 +113,7 @@ class Encoder(nn.Module):
             )
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0, "calibration": 0, STATISTICS: 0},
+            variable_axes={"params": 0, "calibration": 0, STATISTICS: 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=config.layers,
@@ -210,16 +220,19 @@ class BertForSequenceClassification(nn.Module):
     classes: int
 
     @nn.compact
-    def __call__(self, input_ids, token_type_ids, attention_mask, deterministic: bool = True):
-        """int [B, S] each -> logits [B, classes]."""
+    def __call__(
+        self, input_ids, token_type_ids, attention_mask, deterministic: bool = True
+    ) -> ClassificationOutput:
+        """input_ids, token_type_ids, attention_mask: int [B, S]."""
         config = self.config
-        _, _, pooled = Bert(config, name="bert")(
+        _, hidden_states, pooled = Bert(config, name="bert")(
             input_ids, token_type_ids, attention_mask, deterministic
         )
         pooled = nn.Dropout(config.dropout)(pooled, deterministic=deterministic)
-        return nn.Dense(
+        classifier = nn.Dense(
             self.classes,
             dtype=logits_dtype(config.dtype),
             kernel_init=dense_initializer(config.initializer_range),
             name="classifier",
-        )(pooled)
+        )
+        return ClassificationOutput(classifier(pooled), hidden_states)

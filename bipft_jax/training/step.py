@@ -14,6 +14,7 @@ from bipft_jax.models.bert import BertForPreTraining, BertForSequenceClassificat
 from bipft_jax.training.distillation import Teacher, distillation_loss
 from bipft_jax.training.losses import Batch, classification_loss, counts_of, pretraining_loss
 from bipft_jax.training.state import Params, TrainState, is_scale
+from bipft_jax.training.task_distillation import TaskTeacher, behaviour
 from bipft_jax.training.weight_statistics import attended_keys
 
 SEQUENCE_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
@@ -123,25 +124,39 @@ def evaluation_step(model: BertForPreTraining) -> Callable[[Params, Batch], dict
 
 
 def finetuning_step(
-    model: BertForSequenceClassification, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, jax.Array, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """A function (state, seed, batch) -> (state, metrics) that minimises the task's loss, to be
-    jitted. Dropout is a function of (seed, state.step) alone."""
+    model: BertForSequenceClassification,
+    optimizer: optax.GradientTransformation,
+    teacher: TaskTeacher | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """A function (state, teacher parameters, seed, batch) -> (state, metrics), to be jitted, that
+    minimises the task's loss, or with a teacher its distillation's.
 
-    def step(state: TrainState, seed: jax.Array, batch: Batch):
+    Dropout is a function of (seed, state.step) alone. Metrics: the loss, its terms if there are
+    several, and the gradient's global norm.
+    """
+
+    def step(state: TrainState, teacher_params: Params | None, seed: jax.Array, batch: Batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def loss_of(params):
+        def task_loss(params):
             inputs = [batch[name] for name in SEQUENCE_INPUTS]
-            logits = model.apply(
+            output = model.apply(
                 {"params": params}, *inputs, deterministic=False, rngs={"dropout": key}
             )
-            return classification_loss(logits, batch)
+            return classification_loss(output.logits, batch), {}
 
-        loss, gradients = jax.value_and_grad(loss_of)(state.params)
+        def distillation_loss_of(params):
+            student_key, teacher_key = jax.random.split(key)
+            ours = behaviour(model, params, batch, student_key)
+            theirs = teacher(teacher_params, batch, teacher_key)
+            terms = teacher.distillation(ours, theirs, batch["labels"])
+            return sum(terms.values()), terms
+
+        loss_of = task_loss if teacher is None else distillation_loss_of
+        (loss, terms), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
@@ -151,6 +166,6 @@ def prediction_step(model: BertForSequenceClassification) -> Callable[[Params, B
     """A function (params, batch) -> logits [B, classes], dropout off, to be jitted."""
 
     def step(params: Params, batch: Batch):
-        return model.apply({"params": params}, *[batch[name] for name in SEQUENCE_INPUTS])
+        return model.apply({"params": params}, *[batch[name] for name in SEQUENCE_INPUTS]).logits
 
     return step

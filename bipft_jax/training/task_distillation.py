@@ -1,0 +1,143 @@
+"""Distillation while finetuning: a student imitates a teacher that was finetuned on the same task.
+
+`DISTILLATIONS` holds what BiT's and BiBERT's students learn (SPEC 3 and 4.3). All means, sums and
+norms are over the whole batch, so the losses do not add up over micro-batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bipft_jax.models.bert import BertForSequenceClassification
+from bipft_jax.training.losses import Batch
+
+_PROJECTIONS = ("query", "key", "value")
+
+
+class Behaviour(NamedTuple):
+    """What a model shows of itself on a batch.
+
+    logits: [B, classes]. hidden_states: [layers + 1, B, S, H], the embedding output first.
+    relations: by projection ("query", "key", "value"), x x^T / sqrt(d) of the real-valued heads x
+    [B, S, d] before they are quantised: [layers, B, h, S, S].
+    """
+
+    logits: jax.Array
+    hidden_states: jax.Array
+    relations: dict[str, jax.Array]
+
+
+Distillation = Callable[[Behaviour, Behaviour, jax.Array], dict[str, jax.Array]]
+
+
+def behaviour(
+    model: BertForSequenceClassification, params: Any, batch: Batch, dropout_key: jax.Array | None
+) -> Behaviour:
+    """Runs a model; dropout_key None turns dropout off."""
+    output, variables = model.apply(
+        {"params": params},
+        batch["input_ids"],
+        batch["token_type_ids"],
+        batch["attention_mask"],
+        deterministic=dropout_key is None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+        capture_intermediates=lambda module, _: module.name in _PROJECTIONS,
+        mutable=["intermediates"],
+    )
+    attention = variables["intermediates"]["bert"]["encoder"]["layers"]["attention"]
+    heads = model.config.heads
+
+    def relation(x):
+        layers, batch_size, length, hidden = x.shape
+        x = x.reshape(layers, batch_size, length, heads, hidden // heads).astype(jnp.float32)
+        scores = jnp.einsum("lbshd,lbthd->lbhst", x, x)
+        return scores / jnp.sqrt(jnp.float32(hidden // heads))
+
+    relations = {name: relation(attention[name]["__call__"][0]) for name in _PROJECTIONS}
+    return Behaviour(output.logits, output.hidden_states.astype(jnp.float32), relations)
+
+
+def bit_distillation(student: Behaviour, teacher: Behaviour, labels: jax.Array):
+    """BiT's (SPEC 3): soft cross entropy, averaged over sequences *and* classes, and the *sum* over
+    hidden states of their mean squared error. Labels are not used. With one logit (regression) the
+    soft cross entropy is identically 0, as in the reference (quirk 19).
+
+    Returns: the terms, whose sum is the loss.
+    """
+    squared = jnp.square(student.hidden_states - teacher.hidden_states)
+    return {
+        "soft_loss": _soft_cross_entropy(student.logits, teacher.logits),
+        "hidden_loss": jnp.sum(jnp.mean(squared, axis=(1, 2, 3))),
+    }
+
+
+def direction_matching(student: Behaviour, teacher: Behaviour, labels: jax.Array):
+    """BiBERT's (SPEC 4.3): directions of hidden states and of the relations of query, key and
+    value; soft cross entropy plus half the labels' cross entropy, or, for scores, the squared error
+    to the teacher's.
+
+    Returns: the terms, whose sum is the loss.
+    """
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        task = jnp.mean(jnp.square(student.logits - teacher.logits))
+    else:
+        hard = optax.softmax_cross_entropy_with_integer_labels(student.logits, labels)
+        task = _soft_cross_entropy(student.logits, teacher.logits) + 0.5 * jnp.mean(hard)
+    terms = {
+        "task_loss": task,
+        "hidden_loss": sum_of_distances(student.hidden_states, teacher.hidden_states),
+    }
+    for name in _PROJECTIONS:
+        ours, theirs = student.relations[name], teacher.relations[name]
+        every = theirs.shape[0] // ours.shape[0]  # student layer i learns from layer i n + n - 1
+        terms[f"{name}_loss"] = sum_of_distances(
+            *(jnp.where(x <= -100, 0.0, x) for x in (ours, theirs[every - 1 :: every]))
+        )
+    return terms
+
+
+def sum_of_distances(xs: jax.Array, ys: jax.Array) -> jax.Array:
+    """sum over the leading axis of || x/||x|| - y/||y|| ||, norms over all else, the batch too.
+    Where x and y have one direction the gradient is 0, as in torch."""
+
+    def direction(x):
+        axes = tuple(range(1, x.ndim))
+        return x / jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+
+    squared = jnp.square(direction(xs) - direction(ys))
+    total = jnp.sum(squared, axis=tuple(range(1, xs.ndim)))
+    positive = total > 0
+    return jnp.sum(jnp.where(positive, jnp.sqrt(jnp.where(positive, total, 1.0)), 0.0))
+
+
+def _soft_cross_entropy(ours: jax.Array, theirs: jax.Array) -> jax.Array:
+    return -jnp.mean(jax.nn.softmax(theirs) * jax.nn.log_softmax(ours))
+
+
+DISTILLATIONS: dict[str, Distillation] = {
+    "bit": bit_distillation,
+    "direction_matching": direction_matching,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskTeacher:
+    """A frozen finetuned model and what is learned from it.
+
+    dropout: whether its dropout is active, as in BiT's GLUE runs (BiBERT's teacher has none).
+    """
+
+    model: BertForSequenceClassification
+    distillation: Distillation
+    dropout: bool
+
+    def __call__(self, params: Any, batch: Batch, key: jax.Array) -> Behaviour:
+        """Its behaviour on a batch, a constant for the gradient."""
+        dropout_key = key if self.dropout else None
+        return jax.lax.stop_gradient(behaviour(self.model, params, batch, dropout_key))

@@ -15,7 +15,7 @@ by counting batches, and the data do not depend on the number of hosts or worker
 The lengths of the segments must not give the NSP label away, nor must a cut within a sentence.
 Therefore the two cuts of a pair are chosen before it is decided whether to swap, and jointly: at
 sentence boundaries for which a swap (nearly) keeps the pair's lengths, or, where there are none
-(as in a block of one long sentence), both after the same number of tokens.
+(as in a block of one long sentence), both within a sentence, after the same number of tokens.
 """
 
 from __future__ import annotations
@@ -219,8 +219,9 @@ class PretrainingExamples:
         A swap turns the lengths |X|, |Y| into |Y| + d and |X| - d with d = cut_x - cut_y. These are
         the same two lengths where d is 0 or |X| - |Y|. Of the combinations of sentence boundaries
         that fit, those remain which change the lengths least (changes of up to _LENGTH_TOLERANCE
-        count as none). Where none fits, d is 0, at a boundary of one of the two if there is one
-        that cuts both. u in [0, 1) chooses among what remains.
+        count as none). Where none fits, d is 0, within a sentence of both blocks if that is
+        possible: a whole A before a B that begins within a sentence would tell of a swap. u in
+        [0, 1) chooses among what remains.
         """
         x_ends, y_ends = np.cumsum(x_lengths), np.cumsum(y_lengths)
         x_size, y_size = x_ends[-1], y_ends[-1]
@@ -234,10 +235,10 @@ class PretrainingExamples:
             i, j = divmod(int(best[int(u * len(best))]), len(y_ends) - 1)
             return int(x_ends[i]), int(y_ends[j])
         shorter = min(x_size, y_size)
-        places = np.union1d(x_ends, y_ends)
-        places = places[places < shorter]
+        every = np.arange(1, shorter)
+        places = np.setdiff1d(every, np.union1d(x_ends, y_ends))
         if len(places) == 0:
-            places = np.arange(1, shorter)
+            places = every
         cut = int(places[int(u * len(places))])
         return cut, cut
 

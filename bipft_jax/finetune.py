@@ -24,7 +24,7 @@ import optax
 from bipft_jax.data import glue, glue_batches, glue_metrics
 from bipft_jax.errors import unknown_name
 from bipft_jax.models.bert import BertForSequenceClassification
-from bipft_jax.models.recipes import recipe_named
+from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
 from bipft_jax.training import sharding
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
@@ -127,6 +127,7 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         ),
     )
     if config.pretrained:  # on shapes only: is the checkpoint one for this model?
+        check_switches(model_config, source)
         shapes = abstract_params(model_config, task.num_outputs)
         warm_started(shapes, model_config, task.num_outputs, source)
     mesh = sharding.data_mesh()
@@ -145,6 +146,18 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         update=jax.jit(steps.finetuning_step(model, optimizer, teacher), donate_argnums=0),
         predict=jax.jit(steps.prediction_step(model), out_shardings=sharding.replicated(mesh)),
     )
+
+
+def check_switches(config: BertConfig, source: Source) -> None:
+    """Raises ValueError if the source is of the same recipe with other switches: finetuning would
+    then drop trained parameters or binarise kernels that were not, and say nothing."""
+    theirs, ours = architecture(source.config()), architecture(config)
+    for name in ("estimator_rank", "lora_rank", "full_precision_weights"):
+        if theirs["recipe"] == ours["recipe"] and theirs[name] != ours[name]:
+            raise ValueError(
+                f"{source.workdir} was trained with {name} {theirs[name]}, the config has "
+                f"{ours[name]}: give --config.{name}={theirs[name]}"
+            )
 
 
 def make_optimizer(config, total: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -184,7 +197,8 @@ def load_teacher(
     """The finetuned teacher that the config names, if any, and its parameters.
 
     Raises: ValueError for a teacher without a distillation or the reverse, an unknown one, a
-      teacher of another task or tokenizer, or one whose hidden states cannot be compared.
+      teacher with another number of outputs or another tokenizer, or one whose hidden states cannot
+      be compared.
     """
     if bool(config.teacher) != bool(config.distillation):
         raise ValueError(
@@ -256,7 +270,8 @@ def finetune_seed(run: Run, directory: Path, seed: int) -> dict[str, Any]:
 
 def first_state(run: Run, seed: int) -> TrainState:
     """The state before the first update: the checkpoint's parameters (or random ones, for the
-    baseline that was not pretrained), a new classifier, scales that were missing calibrated."""
+    baseline that was not pretrained), a new classifier unless the checkpoint has one, scales that
+    were missing calibrated."""
     batch = next(glue_batches.train_batches(run.data.train, run.config.batch_size, seed))
     inputs = [jnp.asarray(batch[name]) for name in steps.SEQUENCE_INPUTS]
     params = states.initial_params(run.model, jax.random.key(seed), *inputs)

@@ -1,7 +1,7 @@
 """Finetuning on a GLUE task.
 
     python launch/train.py --config=configs/finetune.py:RECIPE,TASK \
-        --config.init_from=PRETRAINING_WORKDIR --config.glue_dir=DIR --workdir=DIR
+        --config.init_from=WORKDIR --config.glue_dir=DIR --workdir=DIR
 
 RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. TASK: cola, sst2, mrpc, stsb,
 rte, wnli, qnli, qqp, mnli, or acceptability (`python -m bipft_jax.data.acceptability`). Size and
@@ -25,7 +25,7 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.estimator_rank = -1  # rank of bipft_b's residual estimators; -1: the recipe's, 1
     config.lora_rank = 0  # rank of products added to attention's linears; 0: none
     config.full_precision_weights = False  # of linears; activations and embedding stay binary
-    config.init_from = ""  # workdir of a pretraining run; its best checkpoint is taken
+    config.init_from = ""  # workdir of a pretraining run, or of one seed of a finetuning run
     config.pretrained = True  # False takes only size and tokenizer from init_from: the baseline
     config.teacher = ""  # workdir of one seed of a finetuning run on the same task to distil from
     config.distillation = ""  # with a teacher: "bit" or "direction_matching" (BiBERT)

@@ -295,6 +295,9 @@ def test_a_finetuned_teacher_is_handed_over_and_imitated(home, pretrained, tmp_p
     ):
         with pytest.raises(ValueError, match=message):
             finetune.train(finetuning(home, "bit_w1a1,sst2", teacher, **keys), str(tmp_path / "x"))
+    with pytest.raises(ValueError, match="trained with estimator_rank 1, the config has 4"):
+        config = finetuning(home, "bipft_b,sst2", pretrained, estimator_rank=4)
+        finetune.train(config, str(tmp_path / "x"))
 
 
 @pytest.mark.parametrize(

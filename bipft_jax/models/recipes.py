@@ -178,19 +178,24 @@ def recipe_named(
       full_precision_weights: leaves the kernels of the linears as they are (SPEC 2.3,
         `half_binary`); activations and embedding stay binary.
 
-    Raises: ValueError for an unknown name (with the nearest ones), or a rank for a recipe that
-      has no estimators.
+    Raises: ValueError for an unknown name (with the nearest ones), a rank for a recipe that has no
+      estimators, a negative lora_rank, or full_precision_weights for a recipe that has them.
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
-    recipe = dataclasses.replace(RECIPES[name], lora_rank=lora_rank)
-    if full_precision_weights:
-        recipe = dataclasses.replace(recipe, weight=None)
-    if estimator_rank < 0:
-        return recipe
-    if not recipe.estimator_rank:
+    recipe = RECIPES[name]
+    if estimator_rank > 0 and not recipe.estimator_rank:
         raise ValueError(f"recipe {name!r} has no residual estimators: leave estimator_rank at -1")
-    return dataclasses.replace(recipe, estimator_rank=estimator_rank)
+    if lora_rank < 0:
+        raise ValueError(f"lora_rank is {lora_rank}: it must be 0 (none) or a rank")
+    if full_precision_weights and recipe.weight is None:
+        raise ValueError(f"the weights of recipe {name!r} are full precision as they are")
+    return dataclasses.replace(
+        recipe,
+        estimator_rank=recipe.estimator_rank if estimator_rank < 0 else estimator_rank,
+        lora_rank=lora_rank,
+        weight=None if full_precision_weights else recipe.weight,
+    )
 
 
 def bert_config(recipe: Recipe, size: str, vocab_size: int, **overrides) -> BertConfig:
@@ -232,7 +237,7 @@ def architecture(config: BertConfig) -> dict:
     recipe, original = config.recipe, RECIPES[config.recipe.name]
     return {
         "recipe": recipe.name,
-        "estimator_rank": recipe.estimator_rank if original.estimator_rank else -1,
+        "estimator_rank": recipe.estimator_rank,
         "lora_rank": recipe.lora_rank,
         "full_precision_weights": recipe.weight != original.weight,
         **{name: getattr(config, name) for name in DIMENSIONS},

@@ -292,6 +292,8 @@ def test_a_sequence_longer_than_the_model_is_refused():
         (lambda: recipe_named("bipft"), "unknown recipe 'bipft': did you mean bipft_"),
         (lambda: bert_config(RECIPES["fp"], "minni", 10), "did you mean mini"),
         (lambda: recipe_named("fp", estimator_rank=2), "has no residual estimators"),
+        (lambda: recipe_named("bipft_a", lora_rank=-1), "lora_rank is -1"),
+        (lambda: recipe_named("fp", full_precision_weights=True), "as they are"),
         (lambda: small(heads=3), "not a multiple of 3 heads"),
     ],
 )

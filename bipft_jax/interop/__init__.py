@@ -1,1 +1,1 @@
-"""Weights of other systems, in and out, and comparison with their numbers."""
+"""Weights of other systems, in and out."""

@@ -54,6 +54,7 @@ class SelfAttention(nn.Module):
             y = dense(x_BxSxH)
             if recipe.lora_rank:
                 y = y + low_rank(config, f"{name}_lora")(x_BxSxH)
+            self.sow("intermediates", f"{name}_projection", y)
             return y.reshape(batch, length, config.heads, head_width).transpose(0, 2, 1, 3)
 
         q_BxhxSxd, k_BxhxTxd, v_BxhxTxd = map(projection, ("query", "key", "value"))
@@ -96,7 +97,7 @@ class SelfAttention(nn.Module):
         prob_scale = learned_scale(self, "probs_scale", recipe.attention_probs, probs_BxhxSxT)
         if recipe.attention_probs is not None and self.is_mutable_collection(STATISTICS):
             on_BxhxSxT = recipe.attention_probs.encode(probs_BxhxSxT, prob_scale).codes > 0
-            on_of_tokens = jnp.sum(on_BxhxSxT * mask_BxT[:, None, :, None])
+            on_of_tokens = jnp.sum(on_BxhxSxT * mask_BxT[:, None, :, None], dtype=jnp.float32)
             attended = on_of_tokens / (config.heads * jnp.sum(mask_BxT))
             self.variable(STATISTICS, ATTENDED_KEYS, lambda: attended).value = attended
         context_BxhxSxd = binary_dot_general(

@@ -47,7 +47,6 @@ def behaviour(
         batch["attention_mask"],
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
-        capture_intermediates=lambda module, _: module.name in _PROJECTIONS,
         mutable=["intermediates"],
     )
     attention = variables["intermediates"]["bert"]["encoder"]["layers"]["attention"]
@@ -59,7 +58,7 @@ def behaviour(
         scores = jnp.einsum("lbshd,lbthd->lbhst", x, x)
         return scores / jnp.sqrt(jnp.float32(hidden // heads))
 
-    relations = {name: relation(attention[name]["__call__"][0]) for name in _PROJECTIONS}
+    relations = {name: relation(attention[f"{name}_projection"][0]) for name in _PROJECTIONS}
     return Behaviour(output.logits, output.hidden_states.astype(jnp.float32), relations)
 
 

@@ -84,7 +84,9 @@ def test_equal_directions_have_no_distance_and_no_gradient():
 
 @pytest.mark.parametrize("recipe", ["bibert", "bit_w1a2"])
 def test_relations_are_those_of_the_real_valued_projections(recipe):
-    config = BertConfig(recipe_named(recipe), 11, 2, 8, 2, 16, max_positions=4, dropout=0.5)
+    # With a low-rank product beside each linear: it is a part of the projection.
+    recipe_with_lora = recipe_named(recipe, lora_rank=1)
+    config = BertConfig(recipe_with_lora, 11, 2, 8, 2, 16, max_positions=4, dropout=0.5)
     model = BertForSequenceClassification(config, 2)
     inputs = list(BATCH.values())
     params = calibrate(model, initial_params(model, jax.random.key(0), *inputs), *inputs)
@@ -98,7 +100,8 @@ def test_relations_are_those_of_the_real_valued_projections(recipe):
     dropped = behaviour(model, params, BATCH, jax.random.key(1))
     assert (dropped.hidden_states != shown.hidden_states).any()
     # Layer 0's values, from the embedding output as the layer's own linear makes them.
-    layer = jax.tree.map(lambda x: x[0], params["bert"]["encoder"]["layers"])["attention"]["value"]
+    attention = jax.tree.map(lambda x: x[0], params["bert"]["encoder"]["layers"])["attention"]
+    layer, lora = attention["value"], attention["value_lora"]
     x = np.float64(shown.hidden_states[0])
     kernel = np.float64(layer["kernel"])
     if recipe == "bibert":
@@ -109,6 +112,7 @@ def test_relations_are_those_of_the_real_valued_projections(recipe):
         codes = np.clip(np.round((x + layer["input_shift"]) / scale), -2, 1)
         weight = np.sign(kernel - kernel.mean()) * np.abs(kernel).mean()
         values = scale * codes @ weight + layer["bias"]
+    values = values + x @ np.float64(lora["down"]["kernel"]) @ lora["up"]["kernel"]
     heads = values.reshape(2, 4, 2, 4).transpose(0, 2, 1, 3)
     expected = heads @ heads.swapaxes(-1, -2) / 2
     np.testing.assert_allclose(shown.relations["value"][0], expected, atol=1e-6)

@@ -84,16 +84,19 @@ class MeanBinarizer:
     per_row: bool = False
     learned_scale = False
 
-    def encode(self, x: jax.Array, scale: None = None, *, center: jax.Array | None = None):
+    def encode(self, x: jax.Array, scale: None = None, *, whole: jax.Array | None = None):
         """codes sgn(x - mean(x)), scale mean|x|.
 
-        center: the scalar to subtract where x is only some rows of the tensor whose mean is meant.
+        whole: the tensor whose mean (and, without per_row, magnitude) is meant where x is only some
+          of its rows.
         """
         wide = x.astype(_scale_type(x))
-        center = jnp.mean(wide) if center is None else center
+        whole = wide if whole is None else whole.astype(wide.dtype)
         axes = tuple(range(1, x.ndim)) if self.per_row else None
-        magnitude = jnp.mean(jnp.abs(wide), axis=axes, keepdims=self.per_row)
-        return Encoded(jnp.sign(wide - center).astype(jnp.int8), magnitude)
+        magnitude = jnp.mean(
+            jnp.abs(wide if self.per_row else whole), axis=axes, keepdims=self.per_row
+        )
+        return Encoded(jnp.sign(wide - jnp.mean(whole)).astype(jnp.int8), magnitude)
 
     def residual(self, x: jax.Array, scale: None, encoded: Encoded) -> Any:
         """Keeps the int8 codes and the scale."""
@@ -109,7 +112,7 @@ class MeanBinarizer:
 
     def lookup(self, rows: jax.Array, table: jax.Array) -> jax.Array:
         """Some rows of a table, binarised as the whole table would be (SPEC 1.6)."""
-        return binarize_rows(rows, jnp.mean(jax.lax.stop_gradient(table)))
+        return binarize_rows(rows, table, self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,23 +351,23 @@ def _quantize_backward(quantizer, kept, cotangent):
 quantize.defvjp(_quantize_forward, _quantize_backward)
 
 
-@jax.custom_vjp
-def binarize_rows(rows: jax.Array, center: jax.Array) -> jax.Array:
-    """Looked-up rows of an embedding table, binarised as `MeanBinarizer(per_row=True)` would
-    binarise the whole table (SPEC 1.6), without touching the other rows.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def binarize_rows(rows: jax.Array, table: jax.Array, quantizer: MeanBinarizer) -> jax.Array:
+    """Looked-up rows of an embedding table, binarised as the quantizer would binarise the whole
+    table (SPEC 1.6), without binarising the other rows.
 
     Arguments:
       rows: float [n, features], some rows of the table.
-      center: scalar, the mean of the whole table.
+      table: float [vocab, features].
 
-    Returns: [n, features]; gradient: the identity to rows, nothing to center.
+    Returns: [n, features]; gradient: the identity to rows, nothing to table.
     """
-    return MeanBinarizer(per_row=True).encode(rows, center=center).value(rows.dtype)
+    return quantizer.encode(rows, whole=table).value(rows.dtype)
 
 
 binarize_rows.defvjp(
-    lambda rows, center: (binarize_rows(rows, center), jnp.zeros_like(center)),
-    lambda no_gradient, cotangent: (cotangent, no_gradient),
+    lambda rows, table, quantizer: (binarize_rows(rows, table, quantizer), None),
+    lambda quantizer, kept, cotangent: (cotangent, None),
 )
 
 

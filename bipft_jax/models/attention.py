@@ -20,6 +20,10 @@ from bipft_jax.quantization.quantizers import quantize
 STATISTICS = "statistics"
 ATTENDED_KEYS = "attended_keys"
 
+# Applied with `mutable=[ATTENTION_MAPS]`, attention reports "scores", scaled and not yet masked, and
+# "probs", which multiply the values: [B, h, S, T] each.
+ATTENTION_MAPS = "attention_maps"
+
 
 class SelfAttention(nn.Module):
     """Context of every position: softmax(q k^T / sqrt(d) + mask) v, quantised as the recipe says.
@@ -87,6 +91,7 @@ class SelfAttention(nn.Module):
             scores_BxhxSxT = scores_BxhxSxT + residual_BxSxT[:, None]
 
         scores_BxhxSxT = scores_BxhxSxT / jnp.asarray(head_width**0.5, dtype)
+        self.sow(ATTENTION_MAPS, "scores", scores_BxhxSxT)
         masked = jnp.asarray(jnp.finfo(dtype).min, dtype)
         bias_BxT = (1 - mask_BxT).astype(dtype) * masked
         probs_BxhxSxT = scores_BxhxSxT + bias_BxT[:, None, None, :]
@@ -100,6 +105,11 @@ class SelfAttention(nn.Module):
             on_of_tokens = jnp.sum(on_BxhxSxT * mask_BxT[:, None, :, None], dtype=jnp.float32)
             attended = on_of_tokens / (config.heads * jnp.sum(mask_BxT))
             self.variable(STATISTICS, ATTENDED_KEYS, lambda: attended).value = attended
+        if self.is_mutable_collection(ATTENTION_MAPS):
+            multiplied = probs_BxhxSxT
+            if recipe.attention_probs is not None:
+                multiplied = quantize(multiplied, prob_scale, recipe.attention_probs)
+            self.sow(ATTENTION_MAPS, "probs", multiplied)
         context_BxhxSxd = binary_dot_general(
             probs_BxhxSxT,
             v_BxhxTxd,

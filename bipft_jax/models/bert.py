@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from bipft_jax.errors import unknown_name
-from bipft_jax.models.attention import STATISTICS, SelfAttention
+from bipft_jax.models.attention import ATTENTION_MAPS, STATISTICS, SelfAttention
 from bipft_jax.models.layers import (
     BinaryDense,
     BinaryEmbed,
@@ -31,6 +31,10 @@ REMAT_POLICIES: dict[str, Any] = {
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+# Collections that a layer writes for whoever makes them mutable.
+_REPORTED = ("calibration", "intermediates", STATISTICS, ATTENTION_MAPS)
 
 
 class PretrainingOutput(NamedTuple):
@@ -113,7 +117,7 @@ class Encoder(nn.Module):
             )
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0, "calibration": 0, STATISTICS: 0, "intermediates": 0},
+            variable_axes={"params": 0, **dict.fromkeys(_REPORTED, 0)},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=config.layers,

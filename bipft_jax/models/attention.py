@@ -20,8 +20,8 @@ from bipft_jax.quantization.quantizers import quantize
 STATISTICS = "statistics"
 ATTENDED_KEYS = "attended_keys"
 
-# Applied with `mutable=[ATTENTION_MAPS]`, attention reports "scores", scaled and not yet masked, and
-# "probs", which multiply the values: [B, h, S, T] each.
+# Applied with `mutable=[ATTENTION_MAPS]`, attention reports "scores", scaled and not yet masked,
+# and "probs", which multiply the values: [B, h, S, T] each.
 ATTENTION_MAPS = "attention_maps"
 
 

@@ -50,13 +50,18 @@ def fill_mask(source: Source, text: str, top: int = 5) -> list[list[tuple[str, f
             f"{source.workdir} holds a finetuned classifier, which has no masked-word head: give "
             "the workdir of a pretraining run"
         )
+    if "mlm_bias" in source.missing:
+        raise ValueError(
+            f"{source.workdir} holds an encoder that was imported without a masked-word head: "
+            "pretrain from it first (--config.init_from)"
+        )
     tokenizer = source.tokenizer
     ids = np.asarray(encode_masked(tokenizer, text))
     positions = np.flatnonzero(ids == tokenizer.mask_id)
     model = BertForPreTraining(source.config())
     inputs = jnp.asarray(ids)[None]
     output = model.apply(
-        {"params": source.params},
+        {"params": source.filled_params()},
         inputs,
         jnp.zeros_like(inputs),
         jnp.ones_like(inputs),

@@ -7,16 +7,19 @@ parameters under its own name (ours: stacked along a leading [layers] axis).
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.training.parameters import named_leaves
-from bipft_jax.training.state import Params
+from bipft_jax.training.state import Params, is_scale
 from bipft_jax.training.warm_start import abstract_params
 
 _STACK = "bert/encoder/layers/"
@@ -81,6 +84,11 @@ _UNUSED = re.compile(
     r"|\.clip_(query|key|value|attn)$"  # used by BiPFT and BiT, but not by BiBERT
     r"|^cls\.predictions\.decoder\."
 )
+# Any of these, used or not, shows that a model is not full precision.
+_OF_QUANTIZERS = re.compile(
+    r"\.(move(_[qkv])?\.bias|sa\.weight|gate|scale|\w+_clip_val|clip_(query|key|value|attn))$"
+)
+_SHOWN_PROBLEMS = 10  # of a state dict, in a message
 
 
 class Slot(NamedTuple):
@@ -97,7 +105,13 @@ def slots(config: BertConfig, classes: int) -> dict[str, Slot]:
 
     classes: of the classifier, 0 for the pretraining heads.
     """
-    return dict(_slots(named_leaves(abstract_params(config, classes)), config.layers))
+    return dict(_slots(_shapes(config, classes), config.layers))
+
+
+@functools.cache  # tracing a model takes a good part of a second
+def _shapes(config: BertConfig, classes: int) -> Mapping[str, tuple[int, ...]]:
+    leaves = named_leaves(abstract_params(config, classes))
+    return MappingProxyType({path: leaf.shape for path, leaf in leaves.items()})
 
 
 def _slots(paths: Mapping[str, object], layers: int) -> Iterator[tuple[str, Slot]]:
@@ -112,6 +126,42 @@ def _slots(paths: Mapping[str, object], layers: int) -> Iterator[tuple[str, Slot
             yield theirs, Slot(path, None, leaf == "kernel")
 
 
+def usual_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays under the names of `slots`: "bert." before the names of an encoder without heads,
+    LayerNorms with weight and bias instead of gamma and beta (BERT's first checkpoints)."""
+    state = {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        ): array
+        for name, array in state.items()
+    }
+    if any(name.startswith("bert.") for name in state):
+        return state
+    return {f"bert.{name}": array for name, array in state.items()}
+
+
+def known_unused(state: Mapping[str, np.ndarray], config: BertConfig, classes: int) -> list[str]:
+    """The usual names of arrays that this model does not use and that need not be used: what the
+    references keep without a purpose, position numbers, the tied decoder."""
+    wanted = slots(config, classes)
+    return [name for name in state if name not in wanted and _UNUSED.search(name)]
+
+
+def quantizer_names(state: Mapping[str, np.ndarray]) -> list[str]:
+    """The names in a state dict that only models with quantizers have."""
+    return [name for name in state if _OF_QUANTIZERS.search(name)]
+
+
+def low_ranks(state: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    """(estimator_rank, lora_rank) of a state dict with usual names, 0 where it has none."""
+    names = [
+        f"{_LAYER.format(0)}{_MODULES[module]}.weight"
+        for module in ("attention/query_residual_estimator", "attention/query_lora/down")
+    ]
+    estimator_rank, lora_rank = (len(state[name]) if name in state else 0 for name in names)
+    return estimator_rank, lora_rank
+
+
 def from_state_dict(
     state: Mapping[str, np.ndarray],
     config: BertConfig,
@@ -123,8 +173,7 @@ def from_state_dict(
     """Parameters of our model from a state dict.
 
     Arguments:
-      state: arrays by PyTorch name. The prefix "bert." may be missing from all of them (an encoder
-        without heads), and LayerNorms may have gamma and beta (BERT's first checkpoints).
+      state: arrays by PyTorch name, which `usual_names` first makes usual.
       optional: of a PyTorch name; True where the array may be absent, or may be left over. A
         parameter of ours of which any array is absent is then left out.
       source: what is read, for messages.
@@ -133,15 +182,11 @@ def from_state_dict(
       unused).
 
     Raises: ValueError listing arrays that are missing, unexpected or of another shape (with both
-      shapes).
+      shapes), at most ten of them.
     """
-    state = {_usual_name(name): np.asarray(array) for name, array in state.items()}
-    if not any(name.startswith("bert.") for name in state):
-        state = {f"bert.{name}": array for name, array in state.items()}
+    state = {name: np.asarray(array) for name, array in usual_names(state).items()}
     wanted = slots(config, classes)
-    shapes = {
-        path: leaf.shape for path, leaf in named_leaves(abstract_params(config, classes)).items()
-    }
+    shapes = _shapes(config, classes)
     problems, parts = [], {path: {} for path in shapes}
     for name, slot in wanted.items():
         if name not in state:
@@ -157,7 +202,9 @@ def from_state_dict(
     left_over = [name for name in state if name not in wanted and not _UNUSED.search(name)]
     problems += [f"{name} is unexpected" for name in left_over if not optional(name)]
     if problems:
-        raise ValueError(f"{source} does not fit this model: {'; '.join(problems)}")
+        more = len(problems) - _SHOWN_PROBLEMS
+        listed = problems[:_SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
+        raise ValueError(f"{source} does not fit this model: {'; '.join(listed)}")
 
     complete = {}
     for path, found in parts.items():
@@ -168,21 +215,30 @@ def from_state_dict(
     return unflatten_dict(complete, sep="/"), left_over
 
 
-def to_state_dict(params: Params, config: BertConfig, classes: int) -> dict[str, np.ndarray]:
+def with_uninitialised_scales(params: Params) -> Params:
+    """The references' parameters with NaN, which `calibrate` gives a value, for every learned scale
+    of exactly 1: they would initialise it from data (SPEC 1.4)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: np.where(x == 1, np.float32(np.nan), x) if is_scale(path[-1].key) else x,
+        params,
+    )
+
+
+def to_state_dict(
+    params: Params, config: BertConfig, classes: int, missing: Collection[str] = ()
+) -> dict[str, np.ndarray]:
     """The parameters under their PyTorch names, the tied decoder as Hugging Face saves it left out.
+
+    missing: paths of the model's parameters that are not in `params` and are left out.
 
     Returns: C-contiguous float32 arrays.
     """
     flat = named_leaves(params)
     state = {}
     for name, slot in slots(config, classes).items():
+        if slot.path in missing:
+            continue
         array = np.asarray(flat[slot.path], np.float32)
         array = array if slot.layer is None else array[slot.layer]
         state[name] = np.array(array.T if slot.transposed else array, order="C")
     return state
-
-
-def _usual_name(name: str) -> str:
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-        "LayerNorm.beta", "LayerNorm.bias"
-    )

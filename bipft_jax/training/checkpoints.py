@@ -331,8 +331,8 @@ def restore_params(
 
     Arguments:
       workdir: of a pretraining or finetuning run.
-      step: a step, "best" (by the metric that run selects by), or "latest" or None for the newest
-        that is not damaged (damaged ones are named in the log).
+      step: a step, "best" (by the metric that run selects by, the latest if by none), or "latest"
+        or None for the newest that is not damaged (damaged ones are named in the log).
 
     Returns:
       Parameters as nested dictionaries of NumPy arrays, whatever devices they were trained on.
@@ -349,6 +349,8 @@ def restore_params(
         return read_parameters(directory, step)
     if step == "best":
         selection = read_json(directory, steps[-1], "selection")
+        if selection["best_metric"] is None:
+            return restore_params(workdir, "latest")
         metrics = {candidate: read_json(directory, candidate, "metrics") for candidate in steps}
         best = _best_step(metrics, **selection)
         if best is None:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from bipft_jax.models.bert import Bert, PretrainingOutput
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.training.losses import Batch, Counts
+from bipft_jax.training.warm_start import abstract_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,11 @@ def make_teacher(config: BertConfig, params: Any, student: BertConfig, *, dropou
             )
     has_nsp = "nsp" in params
     used = {name: params[name] for name in ("bert", "nsp") if name in params}
+    if not has_nsp:  # then nothing reads the pooled vector, and there may be no pooler
+        shapes = abstract_params(config, 0)["bert"]
+        pooler = {name: leaf for name, leaf in shapes.items() if name.startswith("pooler")}
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), pooler)
+        used["bert"] = {**zeros, **used["bert"]}
     return Teacher(config, dropout, has_nsp), used
 
 

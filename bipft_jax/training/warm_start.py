@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 from bipft_jax.models.bert import BertForPreTraining, BertForSequenceClassification
@@ -17,7 +20,12 @@ from bipft_jax.training.state import Params
 
 
 class Source(NamedTuple):
-    """A checkpoint to start from or to learn from."""
+    """A checkpoint to start from or to learn from.
+
+    missing: paths of parameters that the architecture has and the checkpoint never had: heads and
+      pooler of an imported encoder. run: the configuration of the run that wrote it. metrics: those
+      of its step.
+    """
 
     workdir: str
     step: int
@@ -25,16 +33,32 @@ class Source(NamedTuple):
     architecture: dict
     classes: int
     tokenizer: Tokenizer
+    missing: tuple[str, ...] = ()
+    run: dict[str, Any] = {}
+    metrics: dict[str, float | None] = {}
 
     def config(self, **overrides) -> BertConfig:
         """The checkpoint's `BertConfig`; overrides choose what belongs to the run."""
         return config_of(self.architecture, **overrides)
 
+    def filled_params(self) -> Params:
+        """`params` with zeros for what is missing, for outputs that do not depend on it."""
+        shapes = named_leaves(abstract_params(self.config(), self.classes))
+        zeros = {path: np.zeros(shapes[path].shape, np.float32) for path in self.missing}
+        return unflatten_dict({**flatten_dict(self.params, sep="/"), **zeros}, sep="/")
 
-def checkpoint_description(config: BertConfig, classes: int, run: dict) -> dict:
-    """The `config` item of a checkpoint: the run's own configuration, the architecture, and the
-    number of classes (0: pretraining heads)."""
-    return {"run": run, "model": architecture(config), "classes": classes}
+
+def checkpoint_description(
+    config: BertConfig, classes: int, run: dict, missing: Sequence[str] = ()
+) -> dict:
+    """The `config` item of a checkpoint: the run's own configuration, the architecture, the number
+    of classes (0: pretraining heads), and the `missing` of a `Source`."""
+    return {
+        "run": run,
+        "model": architecture(config),
+        "classes": classes,
+        "missing": list(missing),
+    }
 
 
 def load_source(workdir: str, step: int | str = "best") -> Source:
@@ -52,6 +76,10 @@ def load_source(workdir: str, step: int | str = "best") -> Source:
         architecture=found.config["model"],
         classes=found.config["classes"],
         tokenizer=tokenizer_from_dict(found.tokenizer),
+        # Checkpoints of runs from before there were imports do not say that nothing is missing.
+        missing=tuple(found.config.get("missing", ())),
+        run=found.config["run"],
+        metrics=found.metrics,
     )
 
 
@@ -74,8 +102,9 @@ def warm_started(fresh: Params, config: BertConfig, classes: int, source: Source
     """`fresh` with every parameter that the source's architecture has too taken from the source.
 
     A parameter may be missing only if the source's recipe or heads have no such parameter (learned
-    scales, shifts, estimators, the binary pooler's LayerNorm, a new head), and may be left over
-    only if the new model has none; so a checkpoint that lost a parameter is refused.
+    scales, shifts, estimators, the binary pooler's LayerNorm, a new head) or the source is
+    described as missing it (heads of an imported encoder), and may be left over only if the new
+    model has none; so a checkpoint that lost a parameter is refused.
 
     Raises: ValueError naming what differs: dimensions, or parameters.
     """
@@ -91,6 +120,7 @@ def warm_started(fresh: Params, config: BertConfig, classes: int, source: Source
             "checkpoint was trained with, or another checkpoint"
         )
     source_paths = set(named_leaves(abstract_params(source.config(), source.classes)))
+    source_paths -= set(source.missing)
     our_paths = set(named_leaves(abstract_params(config, classes)))
     return merge_parameters(
         source.params,

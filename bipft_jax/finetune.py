@@ -4,6 +4,9 @@ For each seed, in WORKDIR/seed_N: make or restore the state, then for every upda
 step; every `log_every` updates telemetry; every epoch (or `evaluate_every` updates) the dev scores
 and a checkpoint, the best by the task's selection metric. A finished seed leaves result.json and is
 not run again; WORKDIR/result.json has all seeds, the majority-class baseline and the settings.
+
+With `intermediate_recipes` (BiT's progressive distillation, SPEC 3) each seed has several stages:
+WORKDIR/stage_1_RECIPE/seed_N and so on come first, each the start and the teacher of the next.
 """
 
 from __future__ import annotations
@@ -25,14 +28,20 @@ from bipft_jax.data import glue, glue_batches, glue_metrics
 from bipft_jax.errors import unknown_name
 from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
+from bipft_jax.results import summarise, table
 from bipft_jax.training import sharding
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
 from bipft_jax.training.checkpoints import Checkpointer, verify_tokenizer
 from bipft_jax.training.flops import update_flops
 from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
-from bipft_jax.training.state import Params, TrainState
-from bipft_jax.training.task_distillation import DISTILLATIONS, TaskTeacher
+from bipft_jax.training.state import TrainState
+from bipft_jax.training.task_distillation import (
+    DISTILLATIONS,
+    Distillation,
+    TaskTeacher,
+    bit_distillation_of_scores,
+)
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
 from bipft_jax.training.warm_start import (
     Source,
@@ -57,24 +66,40 @@ class TaskData:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stage:
+    """The finetuning of one recipe.
+
+    before: the stage whose best checkpoint is this one's start and teacher; None of the first.
+    directory: that of its seeds, in WORKDIR: "" of the last stage.
+    label: what its progress lines begin with.
+    update, predict: the jitted steps, compiled once for all seeds.
+    """
+
+    before: Stage | None
+    directory: str
+    label: str
+    model: BertForSequenceClassification
+    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    predict: Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """What all seeds of a run share.
 
-    total: updates of one seed. schedule: learning rate by update. teacher_params: on the devices,
-    None without a teacher. update, predict: the jitted steps, compiled once for all seeds.
+    source, teacher: what the first stage starts from and learns from. total: updates of one seed,
+    in every stage. schedule: learning rate by update. stage: the last one.
     """
 
     config: ml_collections.ConfigDict
     data: TaskData
     source: Source
-    model: BertForSequenceClassification
+    teacher: Source | None
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     total: int
     mesh: jax.sharding.Mesh
-    teacher_params: Params | None
-    update: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    predict: Callable[..., jax.Array]
+    stage: Stage
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
@@ -92,8 +117,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     check_workdir(workdir, config.to_dict())
     run = make_run(config)
     claim_workdir(workdir, config.to_dict())
-    results = [finetune_seed(run, Path(workdir) / f"seed_{seed}", seed) for seed in config.seeds]
-    summary = summarise(config, run.data, results)
+    results = [finetune_seed(run, run.stage, Path(workdir), seed) for seed in config.seeds]
+    majority_class = run.data.baseline[next(iter(run.data.dev))]
+    summary = summarise(config, run.data.task, majority_class, results)
     if jax.process_index() == 0:
         _write_json(Path(workdir) / RESULT_NAME, summary)
     print(table(summary))
@@ -101,14 +127,20 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def make_run(config: ml_collections.ConfigDict) -> Run:
-    """Loads checkpoint and task, and builds model, optimiser and mesh.
+    """Loads checkpoint and task, and builds models, optimiser and mesh.
 
-    Raises: ValueError for a missing directory, an unknown name, or a batch that does not split.
+    Raises: ValueError for a missing directory, an unknown name, a key that would be ignored, or a
+      batch that does not split.
     """
     task = glue.glue_task(config.task)
     for key in ("init_from", "glue_dir"):
         if not config[key]:
             raise ValueError(f"{key} is empty: give --config.{key}=DIR (see configs/finetune.py)")
+    if config.dropout_until_evaluation and not config.evaluate_every:
+        raise ValueError(
+            "dropout_until_evaluation has no effect without evaluations within an epoch: give "
+            "--config.evaluate_every"
+        )
     source = load_source(config.init_from)
     data = load_task(task, config.glue_dir, source.tokenizer, config.max_length)
     total = glue_batches.updates_for_epochs(
@@ -116,36 +148,62 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     )
     total = min(total, config.max_updates) if config.max_updates else total
     schedule, optimizer = make_optimizer(config, total)
-    teacher, teacher_params = load_teacher(config, task, source)
-    model_config = dataclasses.replace(
-        source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute),
-        recipe=recipe_named(
-            config.recipe,
-            config.estimator_rank,
-            config.lora_rank,
-            config.full_precision_weights,
-        ),
-    )
-    if config.pretrained:  # on shapes only: is the checkpoint one for this model?
-        check_switches(model_config, source)
-        shapes = abstract_params(model_config, task.num_outputs)
-        warm_started(shapes, model_config, task.num_outputs, source)
     mesh = sharding.data_mesh()
     sharding.check_batch_size(config.batch_size, 1, mesh)
-    model = BertForSequenceClassification(model_config, task.num_outputs)
+    task_teacher, teacher = load_teacher(config, task, source)
     return Run(
         config=config,
         data=data,
         source=source,
-        model=model,
+        teacher=teacher,
         optimizer=optimizer,
         schedule=schedule,
         total=total,
         mesh=mesh,
-        teacher_params=sharding.put_replicated(mesh, teacher_params),
-        update=jax.jit(steps.finetuning_step(model, optimizer, teacher), donate_argnums=0),
-        predict=jax.jit(steps.prediction_step(model), out_shardings=sharding.replicated(mesh)),
+        stage=make_stages(config, task, source, task_teacher, optimizer, mesh),
     )
+
+
+def make_stages(
+    config: ml_collections.ConfigDict,
+    task: glue.GlueTask,
+    source: Source,
+    teacher: TaskTeacher | None,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+) -> Stage:
+    """The last stage, linked to those of the intermediate recipes before it.
+
+    source, teacher: the first stage's.
+
+    Raises: ValueError for an unknown recipe, or a checkpoint that is not one for the first stage.
+    """
+    recipes = (*config.intermediate_recipes, config.recipe)
+    stage = None
+    for number, recipe in enumerate(recipes, start=1):
+        model_config = dataclasses.replace(
+            source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute),
+            recipe=recipe_named(
+                recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights
+            ),
+        )
+        if stage is None and config.pretrained:  # on shapes only: is the checkpoint one for it?
+            check_switches(model_config, source)
+            shapes = abstract_params(model_config, task.num_outputs)
+            warm_started(shapes, model_config, task.num_outputs, source)
+        model = BertForSequenceClassification(model_config, task.num_outputs)
+        update = steps.finetuning_step(model, optimizer, teacher)
+        several = f" stage {number}/{len(recipes)} {recipe}" if len(recipes) > 1 else ""
+        stage = Stage(
+            before=stage,
+            directory=f"stage_{number}_{recipe}" if number < len(recipes) else "",
+            label=task.name + several,
+            model=model,
+            update=jax.jit(update, donate_argnums=0, static_argnames="dropout"),
+            predict=jax.jit(steps.prediction_step(model), out_shardings=sharding.replicated(mesh)),
+        )
+        teacher = dataclasses.replace(teacher, model=model) if teacher else None
+    return stage
 
 
 def check_switches(config: BertConfig, source: Source) -> None:
@@ -191,24 +249,45 @@ def make_optimizer(config, total: int) -> tuple[optax.Schedule, optax.GradientTr
     )
 
 
-def load_teacher(
-    config: ml_collections.ConfigDict, task: glue.GlueTask, student: Source
-) -> tuple[TaskTeacher | None, Params | None]:
-    """The finetuned teacher that the config names, if any, and its parameters.
+def distillation_of(config: ml_collections.ConfigDict, task: glue.GlueTask) -> Distillation | None:
+    """What the student learns from its teacher; None without one.
 
-    Raises: ValueError for a teacher without a distillation or the reverse, an unknown one, a
-      teacher with another number of outputs or another tokenizer, or one whose hidden states cannot
-      be compared.
+    Raises: ValueError for a teacher without a distillation or the reverse, an unknown one, or a key
+      that would be ignored.
     """
     if bool(config.teacher) != bool(config.distillation):
         raise ValueError(
             "distillation needs both --config.teacher=DIR, a finetuning run's seed_N directory, "
             f"and --config.distillation, one of {', '.join(DISTILLATIONS)}"
         )
-    if not config.teacher:
-        return None, None
+    if config.intermediate_recipes and not config.teacher:
+        raise ValueError(
+            "intermediate_recipes are stages of distillation: give --config.teacher=DIR and "
+            "--config.distillation too, or leave intermediate_recipes empty"
+        )
+    if config.score_mse and not (config.distillation == "bit" and task.is_regression):
+        raise ValueError(
+            f"score_mse is for distillation 'bit' on a task of scores, not for distillation "
+            f"{config.distillation!r} on task {task.name}: leave it at False"
+        )
+    if not config.distillation:
+        return None
     if config.distillation not in DISTILLATIONS:
         raise unknown_name("distillation", config.distillation, DISTILLATIONS)
+    return bit_distillation_of_scores if config.score_mse else DISTILLATIONS[config.distillation]
+
+
+def load_teacher(
+    config: ml_collections.ConfigDict, task: glue.GlueTask, student: Source
+) -> tuple[TaskTeacher | None, Source | None]:
+    """The finetuned teacher that the config names, if any, and its checkpoint.
+
+    Raises: ValueError as `distillation_of`, and for a teacher with another number of outputs or
+      another tokenizer, or one whose hidden states cannot be compared.
+    """
+    distillation = distillation_of(config, task)
+    if distillation is None:
+        return None, None
     source = load_source(config.teacher)
     verify_tokenizer(source.tokenizer.to_dict(), student.tokenizer)
     if source.classes != task.num_outputs:
@@ -223,8 +302,7 @@ def load_teacher(
             raise ValueError(f"the teacher has {name} {theirs}, the student {ours}: must be equal")
     model_config = source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute)
     model = BertForSequenceClassification(model_config, source.classes)
-    distillation = DISTILLATIONS[config.distillation]
-    return TaskTeacher(model, distillation, config.teacher_dropout), source.params
+    return TaskTeacher(model, distillation, config.teacher_dropout), source
 
 
 def load_task(task: glue.GlueTask, glue_dir: str, tokenizer, max_length: int) -> TaskData:
@@ -243,18 +321,27 @@ def load_task(task: glue.GlueTask, glue_dir: str, tokenizer, max_length: int) ->
     return TaskData(task, encoded.pop("train"), encoded, baseline)
 
 
-def finetune_seed(run: Run, directory: Path, seed: int) -> dict[str, Any]:
-    """One finetuning run in WORKDIR/seed_N; returns its result, read back if it is finished."""
+def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str, Any]:
+    """One seed's run of a stage, in WORKDIR/seed_N or WORKDIR/stage_I_RECIPE/seed_N, after the
+    stages before it; returns its result, read back if it is finished."""
+    directory = workdir / stage.directory / f"seed_{seed}"
     finished = directory / RESULT_NAME
     if finished.exists():
         return json.loads(finished.read_text())
+    if stage.before is None:
+        start, teacher = run.source if run.config.pretrained else None, run.teacher
+        intermediate = {}
+    else:
+        before = finetune_seed(run, stage.before, workdir, seed)
+        start = teacher = load_source(workdir / stage.before.directory / f"seed_{seed}")
+        intermediate = {**before["intermediate"], stage.before.directory: before["best"]}
     metric = run.data.task.selection_metric
     with Checkpointer(directory, keep_every=0, best_metric=metric, best_mode="max") as checkpointer:
-        shapes = abstract_params(run.model.config, run.model.classes)
+        shapes = abstract_params(stage.model.config, stage.model.classes)
         abstract = states.abstract_state(shapes, run.optimizer, sharding.replicated(run.mesh))
         restored = checkpointer.restore_latest(abstract, tokenizer=run.source.tokenizer)
-        state = first_state(run, seed) if restored is None else restored[0]
-        _loop(run, directory, seed, checkpointer, state)
+        state = first_state(run, stage, start, seed) if restored is None else restored[0]
+        _loop(run, stage, teacher, directory, seed, checkpointer, state)
         best = checkpointer.best_step()
         result = {
             "seed": seed,
@@ -262,29 +349,36 @@ def finetune_seed(run: Run, directory: Path, seed: int) -> dict[str, Any]:
             "best_update": best,
             "best": checkpointer.metrics(best),
             "last": checkpointer.metrics(run.total),
+            "intermediate": intermediate,
         }
     if jax.process_index() == 0:
         _write_json(finished, result)
     return result
 
 
-def first_state(run: Run, seed: int) -> TrainState:
+def first_state(run: Run, stage: Stage, start: Source | None, seed: int) -> TrainState:
     """The state before the first update: the checkpoint's parameters (or random ones, for the
     baseline that was not pretrained), a new classifier unless the checkpoint has one, scales that
     were missing calibrated."""
     batch = next(glue_batches.train_batches(run.data.train, run.config.batch_size, seed))
     inputs = [jnp.asarray(batch[name]) for name in steps.SEQUENCE_INPUTS]
-    params = states.initial_params(run.model, jax.random.key(seed), *inputs)
-    if run.config.pretrained:
-        params = warm_started(params, run.model.config, run.model.classes, run.source)
-    params = states.calibrate(run.model, params, *inputs)
+    params = states.initial_params(stage.model, jax.random.key(seed), *inputs)
+    if start is not None:
+        params = warm_started(params, stage.model.config, stage.model.classes, start)
+    params = states.calibrate(stage.model, params, *inputs)
     return sharding.put_replicated(run.mesh, states.new_state(params, run.optimizer))
 
 
 def _loop(
-    run: Run, directory: Path, seed: int, checkpointer: Checkpointer, state: TrainState
+    run: Run,
+    stage: Stage,
+    teacher: Source | None,
+    directory: Path,
+    seed: int,
+    checkpointer: Checkpointer,
+    state: TrainState,
 ) -> None:
-    config, data, model, total = run.config, run.data, run.model, run.total
+    config, data, model, total = run.config, run.data, stage.model, run.total
     length = data.train.sequence_length
     meter = ThroughputMeter(
         total_steps=total,
@@ -295,13 +389,17 @@ def _loop(
     evaluated = _evaluation_steps(config, len(data.train), total)
     description = checkpoint_description(model.config, model.classes, config.to_dict())
     tokenizer = run.source.tokenizer.to_dict()
+    teacher_params = sharding.put_replicated(run.mesh, teacher.params if teacher else None)
     start = step = int(state.step)
     batches = glue_batches.train_batches(data.train, config.batch_size, seed, start_update=start)
     unread: list[dict[str, jax.Array]] = []  # metrics since the last log point
-    with Telemetry(directory, name=config.task, start_step=start, total_steps=total) as telemetry:
+    with Telemetry(directory, name=stage.label, start_step=start, total_steps=total) as telemetry:
         while step < total:
             batch = _put(run.mesh, next(batches))
-            state, metrics = run.update(state, run.teacher_params, seed, batch)
+            dropout = not config.dropout_until_evaluation or not evaluated_in_epoch(
+                step, evaluated, len(data.train), config.batch_size
+            )
+            state, metrics = stage.update(state, teacher_params, seed, batch, dropout=dropout)
             step += 1
             unread.append(metrics)
             if step == start + 1:
@@ -314,7 +412,7 @@ def _loop(
                 telemetry.log(step, {**values, **meter.rates(step)})
                 unread = []
             if step in evaluated:
-                scores = evaluate(run.predict, state.params, data, config.batch_size, run.mesh)
+                scores = evaluate(stage.predict, state.params, data, config.batch_size, run.mesh)
                 telemetry.log(step, scores, split="dev")
                 checkpointer.save(
                     step, state, config=description, tokenizer=tokenizer, metrics=scores
@@ -335,6 +433,18 @@ def _evaluation_steps(config, examples: int, total: int) -> set[int]:
     return {step for step in wanted if step < total} | {total}
 
 
+def evaluated_in_epoch(step: int, evaluated: set[int], examples: int, batch_size: int) -> bool:
+    """Whether an epoch has had an evaluation before its update `step` (0-based): from there to its
+    end BiBERT's reference leaves the student without dropout (SPEC 6, quirk 28).
+
+    An update belongs to the epoch of its batch's first example. An evaluation after an epoch's last
+    update does not count.
+    """
+    epoch = step * batch_size // examples
+    first = glue_batches.updates_for_epochs(examples, batch_size, epoch)
+    return any(first < at <= step for at in evaluated)
+
+
 def evaluate(predict, params, data: TaskData, batch_size: int, mesh) -> dict[str, float]:
     """Scores on every dev split; those of further splits are named METRIC_SPLIT."""
     scores: dict[str, float] = {}
@@ -348,50 +458,6 @@ def evaluate(predict, params, data: TaskData, batch_size: int, mesh) -> dict[str
         found = glue_metrics.evaluate(data.task, outputs, split.labels)
         scores |= {(k if index == 0 else f"{k}_{name}"): v for k, v in found.items()}
     return scores
-
-
-def summarise(
-    config: ml_collections.ConfigDict, data: TaskData, results: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """All seeds' results with mean and standard deviation of each best score."""
-    names = results[0]["best"]
-    columns = {name: [r["best"][name] for r in results] for name in names}
-    return {
-        "task": data.task.name,
-        "recipe": config.recipe,
-        "pretrained": config.pretrained,
-        "init_from": config.init_from,
-        "selection_metric": data.task.selection_metric,
-        "mean": {name: float(np.mean(column)) for name, column in columns.items()},
-        "standard_deviation": {
-            name: float(np.std(column, ddof=1)) if len(column) > 1 else None
-            for name, column in columns.items()
-        },
-        "majority_class": data.baseline[next(iter(data.dev))],
-        "seeds": results,
-        "config": config.to_dict(),
-    }
-
-
-def table(summary: dict[str, Any]) -> str:
-    """A summary for reading: a row for each seed, the mean, and the majority-class baseline."""
-    names = list(summary["mean"])
-    origin = "pretrained" if summary["pretrained"] else "not pretrained"
-    rows = [
-        [f"seed {r['seed']} (update {r['best_update']} of {r['updates']})", r["best"]]
-        for r in summary["seeds"]
-    ]
-    if len(rows) > 1:
-        rows.append(["mean", summary["mean"]])
-        rows.append(["standard deviation", summary["standard_deviation"]])
-    rows.append(["majority class", summary["majority_class"]])
-    what = f"{summary['task']}, {summary['recipe']}, {origin}"
-    lines = [f"{what}: best evaluation on the dev set, in percent"]
-    lines.append(f"{'':34}" + "".join(f"{name:>12}" for name in names))
-    for label, scores in rows:
-        cells = [f"{100 * scores[n]:12.1f}" if n in scores else f"{'-':>12}" for n in names]
-        lines.append(f"{label:34}" + "".join(cells))
-    return "\n".join(lines)
 
 
 def _put(mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -30,7 +30,17 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.teacher = ""  # workdir of one seed of a finetuning run on the same task to distil from
     config.distillation = ""  # with a teacher: "bit" or "direction_matching" (BiBERT)
     config.teacher_dropout = False  # BiT's teacher runs with its dropout active, BiBERT's without
+    # Recipes on the way to `recipe` from a teacher, ("bit_w1a2",) in BiT. Each trains for as many
+    # updates as the last, with the same settings, and its best checkpoint is start and teacher of
+    # the next.
+    config.intermediate_recipes = ()
+    # With "bit" on stsb: the squared error to the teacher's score. False, as in BiT's reference,
+    # leaves the soft cross entropy of a single logit: always 0, pooler and classifier never learn.
+    config.score_mse = False
     config.dropout = 0.1  # of hidden states, attention probabilities and the pooled vector
+    # True, as in BiBERT's reference: no dropout from an epoch's first evaluation to the epoch's
+    # end; needs evaluate_every.
+    config.dropout_until_evaluation = False
     config.dtype = "float32"  # of activations, or "bfloat16"
     config.compute = "auto"  # products of codes: "int8", "bfloat16", "float32": same results
 

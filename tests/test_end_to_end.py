@@ -11,17 +11,15 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 
-from bipft_jax import fill_mask, finetune, pretrain
+from bipft_jax import fill_mask, pretrain
 from bipft_jax.data import corpus
 from bipft_jax.data.tokenizers import train_sentencepiece
 from bipft_jax.training.checkpoints import restore_params
 from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.step import evaluation_step
 from bipft_jax.training.telemetry import read_metrics
-from configs import finetune as finetune_config
 from configs import pretrain as pretrain_config
 
 ROOT = Path(__file__).parents[1]
@@ -247,84 +245,6 @@ def test_a_workdir_of_another_config_is_refused_by_its_keys(home, pretrained):
     assert config["learning_rate"] != 0.125
     with pytest.raises(ValueError, match=r"(?s)learning_rate.*0\.125"):
         pretrain.train(changed, str(pretrained))
-
-
-def test_finetuning_explains_what_is_missing(home, pretrained, tmp_path):
-    config = finetune_config.get_config("bipft_b,sst3")
-    with pytest.raises(ValueError, match="did you mean sst2"):
-        finetune.train(config, str(tmp_path))
-    config.task = "sst2"
-    with pytest.raises(ValueError, match="init_from is empty"):
-        finetune.train(config, str(tmp_path))
-    config.update({"init_from": str(tmp_path / "none"), "glue_dir": str(home / "glue")})
-    with pytest.raises(ValueError, match="no checkpoints"):
-        finetune.train(config, str(tmp_path))
-
-
-def finetuning(home, arg, init_from, **overrides):
-    config = finetune_config.get_config(arg)
-    config.update({"init_from": str(init_from), "glue_dir": str(home / "glue"), "batch_size": 16})
-    config.update({"max_updates": 3, "evaluate_every": 3, **overrides})
-    return config
-
-
-def test_a_finetuned_teacher_is_handed_over_and_imitated(home, pretrained, tmp_path):
-    finetune.train(finetuning(home, "fp,sst2", pretrained), str(tmp_path / "fp"))
-    teacher = tmp_path / "fp" / "seed_0"
-    keys = dict(teacher=str(teacher), distillation="bit", teacher_dropout=True)
-    keys |= dict(optimizer="bert_adam", learning_rate=1e-6, schedule="linear", log_every=1)
-    finetune.train(finetuning(home, "bit_w1a1,sst2", teacher, **keys), str(tmp_path / "bit"))
-    points = read_metrics(tmp_path / "bit" / "seed_0" / "metrics.jsonl")
-    for point in points[:3]:
-        assert point["loss"] == pytest.approx(point["soft_loss"] + point["hidden_loss"], rel=1e-5)
-    found, given = (
-        restore_params(path, "latest").params for path in (tmp_path / "bit" / "seed_0", teacher)
-    )
-    # The classifier, too, is the teacher's, but for three updates of at most 1e-6 or so.
-    for name in ("classifier", "nsp"):
-        assert (name in found) == (name in given) == (name == "classifier")
-    np.testing.assert_allclose(
-        found["classifier"]["kernel"], given["classifier"]["kernel"], atol=1e-5
-    )
-
-    for keys, message in (
-        (dict(teacher=str(teacher)), "distillation needs both"),
-        (dict(distillation="bit"), "distillation needs both"),
-        (dict(teacher=str(teacher), distillation="bitt"), "did you mean bit"),
-        (dict(teacher=str(pretrained), distillation="bit"), "pretraining heads, task sst2 needs 2"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            finetune.train(finetuning(home, "bit_w1a1,sst2", teacher, **keys), str(tmp_path / "x"))
-    with pytest.raises(ValueError, match="trained with estimator_rank 1, the config has 4"):
-        config = finetuning(home, "bipft_b,sst2", pretrained, estimator_rank=4)
-        finetune.train(config, str(tmp_path / "x"))
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        (dict(optimizer="bertadam"), "did you mean bert_adam"),
-        (dict(optimizer="bert_adam", clip_norm=1.0), "leave clip_norm at 0"),
-        (dict(scale_learning_rate=1e-4), "leave scale_learning_rate at 0"),
-        (dict(schedule="cosine"), "constant or linear"),
-    ],
-)
-def test_an_optimizer_refuses_keys_that_it_would_ignore(keys, message):
-    config = finetune_config.get_config("bit_w1a1,sst2")
-    with pytest.raises(ValueError, match=message):
-        config.update(keys)
-        finetune.make_optimizer(config, 20)
-
-
-def test_bert_adam_has_a_learning_rate_for_scales():
-    config = finetune_config.get_config("bit_w1a1,sst2")
-    keys = dict(optimizer="bert_adam", learning_rate=0.1, scale_learning_rate=0.001)
-    config.update(keys)
-    schedule, optimizer = finetune.make_optimizer(config, 20)
-    params = {"kernel": jax.numpy.ones(()), "input_scale": jax.numpy.ones(())}
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
-    assert schedule(0) == pytest.approx(0.1)
-    assert updates["kernel"] == pytest.approx(100 * updates["input_scale"])
 
 
 def test_a_mistyped_key_is_answered_with_the_nearest(home):

@@ -128,26 +128,34 @@ def finetuning_step(
     optimizer: optax.GradientTransformation,
     teacher: TaskTeacher | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """A function (state, teacher parameters, seed, batch) -> (state, metrics), to be jitted, that
-    minimises the task's loss, or with a teacher its distillation's.
+    """A function (state, teacher parameters, seed, batch, dropout) -> (state, metrics), to be
+    jitted with static dropout, that minimises the task's loss, or with a teacher its
+    distillation's.
 
-    Dropout is a function of (seed, state.step) alone. Metrics: the loss, its terms if there are
-    several, and the gradient's global norm.
+    dropout: whether the student has any (`TaskTeacher` says it of the teacher); it is a function of
+    (seed, state.step) alone. Metrics: the loss, its terms if there are several, and the gradient's
+    global norm.
     """
 
-    def step(state: TrainState, teacher_params: Params | None, seed: jax.Array, batch: Batch):
+    def step(
+        state: TrainState,
+        teacher_params: Params | None,
+        seed: jax.Array,
+        batch: Batch,
+        dropout: bool,
+    ):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def task_loss(params):
             inputs = [batch[name] for name in SEQUENCE_INPUTS]
             output = model.apply(
-                {"params": params}, *inputs, deterministic=False, rngs={"dropout": key}
+                {"params": params}, *inputs, deterministic=not dropout, rngs={"dropout": key}
             )
             return classification_loss(output.logits, batch), {}
 
         def distillation_loss_of(params):
             student_key, teacher_key = jax.random.split(key)
-            ours = behaviour(model, params, batch, student_key)
+            ours = behaviour(model, params, batch, student_key if dropout else None)
             theirs = teacher(teacher_params, batch, teacher_key)
             terms = teacher.distillation(ours, theirs, batch["labels"])
             return sum(terms.values()), terms

@@ -50,16 +50,17 @@ def behaviour(
         mutable=["intermediates"],
     )
     attention = variables["intermediates"]["bert"]["encoder"]["layers"]["attention"]
-    heads = model.config.heads
-
-    def relation(x):
-        layers, batch_size, length, hidden = x.shape
-        x = x.reshape(layers, batch_size, length, heads, hidden // heads).astype(jnp.float32)
-        scores = jnp.einsum("lbshd,lbthd->lbhst", x, x)
-        return scores / jnp.sqrt(jnp.float32(hidden // heads))
-
-    relations = {name: relation(attention[f"{name}_projection"][0]) for name in _PROJECTIONS}
+    relations = {
+        name: relation(attention[f"{name}_projection"][0], model.config.heads)
+        for name in _PROJECTIONS
+    }
     return Behaviour(output.logits, output.hidden_states.astype(jnp.float32), relations)
+
+
+def relation(x: jax.Array, heads: int) -> jax.Array:
+    """x x^T / sqrt(d) of every head: float [..., S, H] -> float32 [..., h, S, S]."""
+    x = x.reshape(*x.shape[:-1], heads, -1).astype(jnp.float32)
+    return jnp.einsum("...shd,...thd->...hst", x, x) / jnp.sqrt(jnp.float32(x.shape[-1]))
 
 
 def bit_distillation(student: Behaviour, teacher: Behaviour, labels: jax.Array):
@@ -69,10 +70,21 @@ def bit_distillation(student: Behaviour, teacher: Behaviour, labels: jax.Array):
 
     Returns: the terms, whose sum is the loss.
     """
-    squared = jnp.square(student.hidden_states - teacher.hidden_states)
     return {
         "soft_loss": _soft_cross_entropy(student.logits, teacher.logits),
-        "hidden_loss": jnp.sum(jnp.mean(squared, axis=(1, 2, 3))),
+        "hidden_loss": _sum_of_squared_errors(student.hidden_states, teacher.hidden_states),
+    }
+
+
+def bit_distillation_of_scores(student: Behaviour, teacher: Behaviour, labels: jax.Array):
+    """BiT's with the mean squared error to the teacher's score in place of the soft cross entropy,
+    so that pooler and classifier learn a task of scores too (quirk 19).
+
+    Returns: the terms, whose sum is the loss.
+    """
+    return {
+        "score_loss": _mean_squared_error(student.logits, teacher.logits),
+        "hidden_loss": _sum_of_squared_errors(student.hidden_states, teacher.hidden_states),
     }
 
 
@@ -84,7 +96,7 @@ def direction_matching(student: Behaviour, teacher: Behaviour, labels: jax.Array
     Returns: the terms, whose sum is the loss.
     """
     if jnp.issubdtype(labels.dtype, jnp.floating):
-        task = jnp.mean(jnp.square(student.logits - teacher.logits))
+        task = _mean_squared_error(student.logits, teacher.logits)
     else:
         hard = optax.softmax_cross_entropy_with_integer_labels(student.logits, labels)
         task = _soft_cross_entropy(student.logits, teacher.logits) + 0.5 * jnp.mean(hard)
@@ -117,6 +129,15 @@ def sum_of_distances(xs: jax.Array, ys: jax.Array) -> jax.Array:
 
 def _soft_cross_entropy(ours: jax.Array, theirs: jax.Array) -> jax.Array:
     return -jnp.mean(jax.nn.softmax(theirs) * jax.nn.log_softmax(ours))
+
+
+def _mean_squared_error(ours: jax.Array, theirs: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.square(ours - theirs))
+
+
+def _sum_of_squared_errors(ours: jax.Array, theirs: jax.Array) -> jax.Array:
+    """Summed over the leading axis, averaged over all others."""
+    return jnp.sum(jnp.mean(jnp.square(ours - theirs), axis=tuple(range(1, ours.ndim))))
 
 
 DISTILLATIONS: dict[str, Distillation] = {

@@ -12,6 +12,7 @@ from bipft_jax.training.task_distillation import (
     Behaviour,
     behaviour,
     bit_distillation,
+    bit_distillation_of_scores,
     direction_matching,
     sum_of_distances,
 )
@@ -47,6 +48,16 @@ def test_bit_sums_over_layers_and_averages_over_classes():
     np.testing.assert_allclose(terms["soft_loss"], np.log(3) / 3, rtol=1e-6)
     one = bit_distillation(random_behaviour(0, 1, 1), random_behaviour(1, 1, 1), None)
     assert one["soft_loss"] == 0
+
+
+def test_bits_alternative_for_scores_learns_the_teachers_score():
+    student, teacher = random_behaviour(0, 2, 1), random_behaviour(1, 2, 1)
+    student = student._replace(logits=jnp.asarray([[1.0], [2.0]]))
+    teacher = teacher._replace(logits=jnp.asarray([[4.0], [1.5]]))
+    terms = bit_distillation_of_scores(student, teacher, None)
+    np.testing.assert_allclose(terms.pop("score_loss"), (9 + 0.25) / 2, rtol=1e-6)
+    soft = bit_distillation(student, teacher, None)
+    assert terms == {"hidden_loss": soft["hidden_loss"]}
 
 
 def test_direction_matching_takes_every_second_layer_of_a_teacher_twice_as_deep():

@@ -1,0 +1,64 @@
+"""What finetuning leaves behind: WORKDIR/result.json, and the table made of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from bipft_jax.data.glue import GlueTask
+
+
+def summarise(
+    config: ml_collections.ConfigDict,
+    task: GlueTask,
+    baseline: dict[str, float],
+    results: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """All seeds' results with mean and standard deviation of each best score.
+
+    Arguments:
+      baseline: scores of the majority class.
+      results: result.json of each seed.
+    """
+    names = results[0]["best"]
+    columns = {name: [r["best"][name] for r in results] for name in names}
+    return {
+        "task": task.name,
+        "recipe": config.recipe,
+        "pretrained": config.pretrained,
+        "init_from": config.init_from,
+        "selection_metric": task.selection_metric,
+        "mean": {name: float(np.mean(column)) for name, column in columns.items()},
+        "standard_deviation": {
+            name: float(np.std(column, ddof=1)) if len(column) > 1 else None
+            for name, column in columns.items()
+        },
+        "majority_class": baseline,
+        "seeds": results,
+        "config": config.to_dict(),
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """A summary for reading: a row for each seed, after those of its intermediate stages, the mean,
+    and the majority-class baseline."""
+    names = list(summary["mean"])
+    origin = "pretrained" if summary["pretrained"] else "not pretrained"
+    rows = []
+    for r in summary["seeds"]:
+        for stage, scores in r["intermediate"].items():
+            rows.append([f"seed {r['seed']}, {stage}", scores])
+        rows.append([f"seed {r['seed']} (update {r['best_update']} of {r['updates']})", r["best"]])
+    if len(summary["seeds"]) > 1:
+        rows.append(["mean", summary["mean"]])
+        rows.append(["standard deviation", summary["standard_deviation"]])
+    rows.append(["majority class", summary["majority_class"]])
+    what = f"{summary['task']}, {summary['recipe']}, {origin}"
+    lines = [f"{what}: best evaluation on the dev set, in percent"]
+    lines.append(f"{'':34}" + "".join(f"{name:>12}" for name in names))
+    for label, scores in rows:
+        cells = [f"{100 * scores[n]:12.1f}" if n in scores else f"{'-':>12}" for n in names]
+        lines.append(f"{label:34}" + "".join(cells))
+    return "\n".join(lines)

@@ -1,0 +1,331 @@
+"""Finetuning by its functions, from untrained checkpoints: teachers, stages, what is refused."""
+
+import dataclasses
+import random
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bipft_jax import finetune, results
+from bipft_jax.data import glue_batches
+from bipft_jax.data.glue import glue_task
+from bipft_jax.data.tokenizers import WordPieceTokenizer
+from bipft_jax.models.bert import BertForSequenceClassification
+from bipft_jax.models.recipes import BertConfig, recipe_named
+from bipft_jax.training import sharding
+from bipft_jax.training import step as steps
+from bipft_jax.training.checkpoints import Checkpointer, restore_params
+from bipft_jax.training.parameters import named_leaves
+from bipft_jax.training.state import TrainState, is_scale, new_state
+from bipft_jax.training.task_distillation import (
+    DISTILLATIONS,
+    TaskTeacher,
+    behaviour,
+    bit_distillation,
+    bit_distillation_of_scores,
+)
+from bipft_jax.training.telemetry import read_metrics
+from bipft_jax.training.warm_start import abstract_params, checkpoint_description, load_source
+from configs import finetune as finetune_config
+
+WORDS = "the a cat dog bird tree house sees likes finds old new red big small runs sings".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_devices():
+    """As many as a split batch needs: saving what lies on eight takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        mesh = sharding.data_mesh(jax.devices()[:2])
+        patch.setattr(sharding, "data_mesh", lambda: mesh)
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """glue/, and two checkpoints: pretrained/ (bipft_b with its heads), teacher/ (fp, classifies).
+    Their parameters are random."""
+    home = tmp_path_factory.mktemp("home")
+    rng = random.Random(0)
+    task = home / "glue" / "SST-2"
+    task.mkdir(parents=True)
+    for name, rows in (("train", 64), ("dev", 16)):
+        lines = [f"{' '.join(rng.choices(WORDS, k=5))}\t{i % 2}" for i in range(rows)]
+        (task / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    tokenizer = WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+    values = np.random.default_rng(0)
+    for directory, recipe, classes in (("pretrained", "bipft_b", 0), ("teacher", "fp", 2)):
+        config = BertConfig(recipe_named(recipe), tokenizer.vocab_size, 2, 16, 2, 32, 16)
+        params = jax.tree.map(
+            lambda leaf: jnp.asarray(values.normal(size=leaf.shape) * 0.3, leaf.dtype),
+            abstract_params(config, classes),
+        )
+        with Checkpointer(
+            home / directory, keep_every=0, best_metric="accuracy", best_mode="max"
+        ) as checkpointer:
+            checkpointer.save(
+                1,
+                TrainState(jnp.int32(1), params, ()),
+                config=checkpoint_description(config, classes, {}),
+                tokenizer=tokenizer.to_dict(),
+                metrics={"accuracy": 0.5},
+            )
+    return home
+
+
+def finetuning(home, arg, init_from="teacher", **overrides):
+    config = finetune_config.get_config(arg)
+    config.update({"init_from": str(home / init_from), "glue_dir": str(home / "glue")})
+    config.update({"batch_size": 16, "max_updates": 3, "evaluate_every": 1, "log_every": 1})
+    config.update(overrides)
+    return config
+
+
+def distilling(home, arg, **overrides):
+    keys = dict(teacher=str(home / "teacher"), distillation="bit")
+    return finetuning(home, arg, **{**keys, **overrides})
+
+
+def leaves(workdir, step):
+    return named_leaves(restore_params(workdir, step).params)
+
+
+def losses(workdir):
+    return [p["loss"] for p in read_metrics(workdir / "metrics.jsonl") if "loss" in p]
+
+
+def test_finetuning_explains_what_is_missing(home, tmp_path):
+    config = finetune_config.get_config("bipft_b,sst3")
+    with pytest.raises(ValueError, match="did you mean sst2"):
+        finetune.train(config, str(tmp_path))
+    config.task = "sst2"
+    with pytest.raises(ValueError, match="init_from is empty"):
+        finetune.train(config, str(tmp_path))
+    config.update({"init_from": str(tmp_path / "none"), "glue_dir": str(home / "glue")})
+    with pytest.raises(ValueError, match="no checkpoints"):
+        finetune.train(config, str(tmp_path))
+
+
+# BertAdam's first update changes nothing: the first checkpoint of a stage is what it began with.
+STAGED = dict(optimizer="bert_adam", learning_rate=1e-2, schedule="linear", dropout=0.0)
+STAGED |= dict(intermediate_recipes=("bit_w1a2",), seeds=(3,))
+STAGE_1 = "stage_1_bit_w1a2"
+SCORES_1, SCORES_2 = [0.1, 0.9, 0.5], [0.8, 0.2, 0.1]  # best: the second update, the first
+
+
+def scripted(patch, scores):
+    """Evaluations give these scores, and there are as many."""
+    left = [{"accuracy": score} for score in scores]
+    patch.setattr(finetune, "evaluate", lambda *_: left.pop(0))
+    return left
+
+
+@pytest.fixture(scope="module")
+def staged(home, tmp_path_factory):
+    """The workdir of a finished run of two stages, its config and its summary."""
+    workdir = tmp_path_factory.mktemp("staged")
+    config = distilling(home, "bit_w1a1,sst2", **STAGED)
+    with pytest.MonkeyPatch.context() as patch:
+        scripted(patch, SCORES_1 + SCORES_2)
+        return workdir, config, finetune.train(config, str(workdir))
+
+
+def test_a_finetuned_teacher_is_handed_over_and_imitated(home, staged):
+    workdir, _, _ = staged
+    points = read_metrics(workdir / STAGE_1 / "seed_3" / "metrics.jsonl")
+    terms = [(p["loss"], p["soft_loss"] + p["hidden_loss"]) for p in points if "loss" in p]
+    assert len(terms) == 3
+    for loss, total in terms:
+        assert loss == pytest.approx(total, rel=1e-5)
+    found = leaves(workdir / STAGE_1 / "seed_3", 2)
+    # The classifier, too, is the teacher's, but for one update of 0.03 at most.
+    for name, value in leaves(home / "teacher", 1).items():
+        np.testing.assert_allclose(found[name], value, atol=0.05, err_msg=name)
+
+
+def test_each_stage_begins_with_the_best_parameters_of_the_one_before(staged):
+    workdir, _, _ = staged
+    begun, before = leaves(workdir / "seed_3", 1), leaves(workdir / STAGE_1 / "seed_3", 2)
+    for name, value in begun.items():  # learned scales too: they are not calibrated again
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    latest = leaves(workdir / STAGE_1 / "seed_3", 3)
+    assert all((latest[name] != before[name]).any() for name in begun if is_scale(name))
+
+
+def test_each_stage_has_the_one_before_as_teacher(staged):
+    """The loss of the second stage's first update, from its two models."""
+    workdir, config, _ = staged
+    source = load_source(workdir / STAGE_1 / "seed_3")
+    data = finetune.load_task(glue_task("sst2"), config.glue_dir, source.tokenizer, 128)
+    batch = next(glue_batches.train_batches(data.train, 16, 3))
+    student, teacher = (
+        behaviour(
+            BertForSequenceClassification(
+                dataclasses.replace(source.config(), recipe=recipe_named(recipe)), 2
+            ),
+            *(source.params, batch, None),
+        )
+        for recipe in ("bit_w1a1", "bit_w1a2")
+    )
+    terms = bit_distillation(student, teacher, batch["labels"])
+    first = losses(workdir / "seed_3")[0]
+    assert first == pytest.approx(float(sum(terms.values())), rel=1e-4)
+
+
+def test_the_scores_of_intermediate_stages_are_shown(staged):
+    _, _, summary = staged
+    (seed,) = summary["seeds"]
+    assert seed["best"] == {"accuracy": 0.8}
+    assert seed["intermediate"] == {STAGE_1: {"accuracy": 0.9}}
+    rows = [line.split() for line in results.table(summary).splitlines()]
+    assert rows[2:4] == [
+        ["seed", "3,", STAGE_1, "90.0"],
+        ["seed", "3", "(update", "1", "of", "3)", "80.0"],
+    ]
+
+
+def test_a_run_killed_in_its_second_stage_goes_on_there(staged, tmp_path, monkeypatch, capsys):
+    workdir, config, whole = staged
+    killed = tmp_path / "killed"
+    shutil.copytree(workdir, killed)
+    shutil.rmtree(killed / "seed_3" / "checkpoints" / "3")
+    (killed / "seed_3" / "result.json").unlink()
+    left = scripted(monkeypatch, SCORES_2[2:])
+    assert finetune.train(config, str(killed)) == whole and not left
+    progress = [line for line in capsys.readouterr().err.splitlines() if "stage" in line]
+    assert progress and all(line.startswith("sst2 stage 2/2 bit_w1a1") for line in progress)
+    expected = leaves(workdir / "seed_3", 3)
+    for name, value in leaves(killed / "seed_3", 3).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+    # A finished seed needs its intermediate stages no more.
+    shutil.rmtree(killed / STAGE_1)
+    assert finetune.train(config, str(killed)) == whole
+    assert not (killed / STAGE_1).exists()
+
+
+@pytest.mark.parametrize(
+    ("arg", "keys", "message"),
+    [
+        ("bit_w1a1,sst2", dict(distillation=""), "distillation needs both"),
+        ("bit_w1a1,sst2", dict(teacher=""), "distillation needs both"),
+        ("bit_w1a1,sst2", dict(distillation="bitt"), "did you mean bit"),
+        ("bit_w1a1,sst2", dict(teacher="pretrained"), "pretraining heads, task sst2 needs 2"),
+        (
+            "bipft_b,sst2",
+            dict(init_from="pretrained", estimator_rank=4),
+            "trained with estimator_rank 1, the config has 4",
+        ),
+        (
+            "bit_w1a1,sst2",
+            dict(intermediate_recipes=("bit_w1a2",), teacher="", distillation=""),
+            "intermediate_recipes are stages of distillation",
+        ),
+        (
+            "bit_w1a1,sst2",
+            dict(intermediate_recipes=("bit_w1a2", "bit_w1a3")),
+            "unknown recipe 'bit_w1a3': did you mean bit_w1a",
+        ),
+        ("bit_w1a1,sst2", dict(score_mse=True), "'bit' on task sst2: leave it at False"),
+        (
+            "bibert,sst2",
+            dict(dropout_until_evaluation=True, evaluate_every=0),
+            "give --config.evaluate_every",
+        ),
+    ],
+)
+def test_a_finetuning_that_cannot_work_is_explained_before_it_begins(
+    home, tmp_path, arg, keys, message
+):
+    directories = ("init_from", "teacher")
+    keys = {k: str(home / v) if v and k in directories else v for k, v in keys.items()}
+    with pytest.raises(ValueError, match=message):
+        finetune.train(distilling(home, arg, **keys), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_scores_are_learned_from_the_teacher_only_where_that_is_asked_for():
+    config = finetune_config.get_config("bit_w1a1,stsb")
+    config.update({"teacher": "runs/fp", "distillation": "bit"})
+    task = glue_task("stsb")
+    assert finetune.distillation_of(config, task) is DISTILLATIONS["bit"]
+    config.score_mse = True
+    assert finetune.distillation_of(config, task) is bit_distillation_of_scores
+    config.distillation = "direction_matching"
+    with pytest.raises(ValueError, match="not for distillation 'direction_matching' on task stsb"):
+        finetune.distillation_of(config, task)
+
+
+def test_an_evaluation_counts_until_its_epoch_ends():
+    # Ten examples in batches of four: epochs begin with updates 0, 3, 5 and 8.
+    found = [finetune.evaluated_in_epoch(step, {1, 3, 5, 7}, 10, 4) for step in range(9)]
+    assert found == [False, True, True, False, False, False, False, True, False]
+    # A batch of more than an epoch.
+    assert not any(finetune.evaluated_in_epoch(step, set(range(9)), 3, 4) for step in range(9))
+
+
+def test_dropout_may_end_at_an_epochs_first_evaluation(home, tmp_path, monkeypatch):
+    """Four updates are an epoch, every second is evaluated: after 2, and at the epoch's end."""
+
+    def step(state, teacher_params, seed, batch, dropout):
+        return state.replace(step=state.step + 1), {"loss": jnp.float32(dropout)}
+
+    monkeypatch.setattr(steps, "finetuning_step", lambda *_: step)
+    keys = dict(max_updates=6, evaluate_every=2)
+    for until_evaluation, expected in ((True, [1, 1, 0, 0, 1, 1]), (False, 6 * [1])):
+        scripted(monkeypatch, [0.0, 0.0, 0.0])
+        config = finetuning(home, "fp,sst2", dropout_until_evaluation=until_evaluation, **keys)
+        workdir = tmp_path / str(until_evaluation)
+        finetune.train(config, str(workdir))
+        assert losses(workdir / "seed_0") == expected
+
+
+@pytest.mark.parametrize("teacher_dropout", [None, False, True])
+def test_a_student_without_dropout_draws_no_random_numbers(home, teacher_dropout):
+    source = load_source(home / "teacher")
+    model = BertForSequenceClassification(source.config(), 2)
+    teacher = None
+    if teacher_dropout is not None:
+        teacher = TaskTeacher(model, bit_distillation, teacher_dropout)
+    optimizer = optax.sgd(0.1)
+    step = steps.finetuning_step(model, optimizer, teacher)
+    ids = jnp.full((2, 8), 5)
+    batch = {name: ids for name in steps.SEQUENCE_INPUTS}
+    batch |= {"labels": jnp.asarray([0, 1]), "weights": jnp.ones(2)}
+    state = new_state(source.params, optimizer)
+
+    def draws(dropout):
+        traced = jax.make_jaxpr(step, static_argnums=4)(state, source.params, 0, batch, dropout)
+        return "random_bits" in str(traced)
+
+    assert draws(True) and draws(False) == bool(teacher_dropout)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (dict(optimizer="bertadam"), "did you mean bert_adam"),
+        (dict(optimizer="bert_adam", clip_norm=1.0), "leave clip_norm at 0"),
+        (dict(scale_learning_rate=1e-4), "leave scale_learning_rate at 0"),
+        (dict(schedule="cosine"), "constant or linear"),
+    ],
+)
+def test_an_optimizer_refuses_keys_that_it_would_ignore(keys, message):
+    config = finetune_config.get_config("bit_w1a1,sst2")
+    with pytest.raises(ValueError, match=message):
+        config.update(keys)
+        finetune.make_optimizer(config, 20)
+
+
+def test_bert_adam_has_a_learning_rate_for_scales():
+    config = finetune_config.get_config("bit_w1a1,sst2")
+    keys = dict(optimizer="bert_adam", learning_rate=0.1, scale_learning_rate=0.001)
+    config.update(keys)
+    schedule, optimizer = finetune.make_optimizer(config, 20)
+    params = {"kernel": jnp.ones(()), "input_scale": jnp.ones(())}
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert schedule(0) == pytest.approx(0.1)
+    assert updates["kernel"] == pytest.approx(100 * updates["input_scale"])

@@ -1,0 +1,144 @@
+"""Compares our numbers with those that the references computed.
+
+    python -m bipft_jax.interop.check_fixture PATH...
+
+PATH is a NAME.npz with its NAME.json beside it, or a directory of such pairs. A line each: how many
+of its arrays were compared, the worst error of the forward pass (absolute), of gradients (as a
+part of what is allowed) and of training steps (absolute), and whether all are within the tolerances
+of `bipft_jax/interop/fixtures/fixture.py`. An array that was not compared is a failure. Exit status
+1 if any fixture fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bipft_jax.errors import unknown_name
+from bipft_jax.interop.fixtures.fixture import Comparison, Fixture
+from bipft_jax.interop.fixtures.models import (
+    check_distillation,
+    check_model,
+    check_scale_initialisation,
+)
+from bipft_jax.interop.fixtures.trajectories import check_trajectory
+from bipft_jax.interop.fixtures.units import check_units
+from bipft_jax.quantization.binary_dot import COMPUTE_MODES
+
+CHECKS: dict[str, Callable[[Fixture, str], None]] = {
+    "unit": check_units,
+    "pretraining": check_model,
+    "sequence_classification": check_model,
+    "finetune_from_pretrained": check_model,
+    "scale_initialisation": check_scale_initialisation,
+    "distillation": check_distillation,
+    "trajectory": check_trajectory,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What came of one fixture.
+
+    comparisons: of every array that was compared. missed: arrays that were not. problem: why the
+    check could not be finished, if so.
+    """
+
+    name: str
+    comparisons: list[Comparison]
+    missed: list[str]
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.comparisons) and not self.complaints()
+
+    def complaints(self) -> list[str]:
+        """Everything that is wrong, one line each."""
+        lines = [
+            f"{c.key}: error {c.error:.3g}, allowed {c.tolerance:.3g}"
+            for c in self.comparisons
+            if not c.passed
+        ]
+        lines += [f"{key}: not compared" for key in self.missed]
+        return [self.problem, *lines] if self.problem else lines
+
+    def line(self, width: int) -> str:
+        """One line of the table."""
+        compared = len(self.comparisons)
+        cells = [
+            f"{compared}/{compared + len(self.missed)}",
+            self._worst("forward", lambda c: f"{c.error:.1e}"),
+            self._worst("gradient", lambda c: f"{c.ratio:.3f}"),
+            self._worst("trajectory", lambda c: f"{c.error:.1e}"),
+        ]
+        verdict = "pass" if self.passed else "FAIL"
+        return f"{self.name:{width}}" + "".join(f"{cell:>12}" for cell in cells) + f"  {verdict}"
+
+    def _worst(self, kind: str, shown: Callable[[Comparison], str]) -> str:
+        found = [c for c in self.comparisons if c.kind == kind]
+        return shown(max(found, key=lambda c: (not c.passed, c.ratio))) if found else "-"
+
+
+def check(path: Path, compute: str = "float32") -> Report:
+    """Compares all arrays of one fixture.
+
+    Arguments:
+      path: of the .npz.
+      compute: arithmetic of products of codes, as `binary_dot_general` takes it.
+    """
+    fixture = None
+    try:
+        fixture = Fixture(path)
+        kind = fixture.about.get("kind")
+        if kind not in CHECKS:
+            raise unknown_name("kind", str(kind), CHECKS)
+        CHECKS[kind](fixture, compute)
+    except (ValueError, KeyError) as error:
+        name = f"no {error}" if isinstance(error, KeyError) else str(error)
+        done = [] if fixture is None else fixture.comparisons
+        missed = [] if fixture is None else fixture.missed()
+        return Report(path.stem, done, missed, name)
+    return Report(path.stem, fixture.comparisons, fixture.missed())
+
+
+def fixtures_in(paths: list[Path]) -> Iterator[Path]:
+    """The .npz files named, and those of the directories named, in order."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(path.glob("*.npz"))
+        else:
+            yield path
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    first, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=first, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    parser.add_argument("--compute", choices=COMPUTE_MODES, default="float32")
+    arguments = parser.parse_args(argv)
+    found = list(fixtures_in(arguments.paths))
+    if not found:
+        sys.exit(f"error: no .npz in {', '.join(map(str, arguments.paths))}")
+    width = max(len(path.stem) for path in found) + 2
+    heads = ("arrays", "forward", "gradients", "steps")
+    print(f"{'':{width}}" + "".join(f"{head:>12}" for head in heads))
+    failed = 0
+    for path in found:
+        report = check(path, arguments.compute)
+        failed += not report.passed
+        print(report.line(width), flush=True)
+        for complaint in report.complaints():
+            print(f"    {complaint}")
+    print(f"{len(found) - failed} of {len(found)} pass")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

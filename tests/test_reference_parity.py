@@ -1,0 +1,120 @@
+"""Our numbers against those that the references computed, and the command that compares them.
+
+BIPFT_FIXTURES names the folder of fixtures; without it the comparison with the references is
+skipped, and what is left are the hand-computed cases here and in the tests of each module.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bipft_jax.interop import check_fixture
+
+ROOT = Path(__file__).parents[1]
+FOLDER = Path(os.environ.get("BIPFT_FIXTURES", ROOT.parent / "shared" / "golden"))
+FIXTURES = sorted(FOLDER.glob("*.npz"))
+
+if not FIXTURES:
+    FIXTURES = [
+        pytest.param(
+            FOLDER / "none.npz",
+            marks=pytest.mark.skip(f"no fixtures in {FOLDER}: set BIPFT_FIXTURES to their folder"),
+        )
+    ]
+
+
+def one_of_each_recipe() -> list[Path]:
+    """The models with most arrays, one for each recipe and number of bits, and a trajectory."""
+    largest: dict[tuple, tuple[int, Path]] = {}
+    for path in FOLDER.glob("*.npz"):
+        about = json.loads(path.with_suffix(".json").read_text())
+        if "recipe" in about:
+            steps = about.get("compare_steps")  # given where exact ties decide
+            key = (about["recipe"], about["activation_bits"], steps)
+            largest[key] = max(largest.get(key, (0, path)), (len(about["arrays"]), path))
+    return sorted(path for _, path in largest.values())
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.stem)
+def test_agrees_with_the_reference(path):
+    report = check_fixture.check(path)
+    assert report.passed, report.complaints()
+
+
+@pytest.mark.parametrize("path", one_of_each_recipe(), ids=lambda path: path.stem)
+@pytest.mark.skipif(not FOLDER.is_dir(), reason=f"there is no {FOLDER}")
+def test_integer_products_agree_with_the_reference_too(path):
+    report = check_fixture.check(path, compute="int8")
+    assert report.passed, report.complaints()
+
+
+# A fixture by hand: weights 1, 3, -1, 1 have mean 1 and mean magnitude 1.5.
+WEIGHTS = {
+    "one/w": np.float32([[1, 3], [-1, 1]]),
+    "one/g": np.float32([[5, -7], [0.5, 100]]),
+    "one/y": np.float32([[0, 1.5], [-1.5, 0]]),
+    "one/gw": np.float32([[5, -7], [0.5, 100]]),
+}
+ABOUT = {"kind": "unit", "cases": {"one": {"layerwise": True}}}
+
+
+def written(directory: Path, name: str, arrays: dict, about: dict) -> Path:
+    np.savez(directory / f"{name}.npz", **arrays)
+    (directory / f"{name}.json").write_text(json.dumps(about))
+    return directory / f"{name}.npz"
+
+
+def run(capsys, *arguments) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stopped:
+        check_fixture.main([str(argument) for argument in arguments])
+    return stopped.value.code, capsys.readouterr().out
+
+
+def test_the_command_prints_a_line_each_and_fails_if_one_does(tmp_path, capsys):
+    good = written(tmp_path, "any_name", WEIGHTS, ABOUT)
+    code, out = run(capsys, good)
+    assert code == 0
+    assert out.splitlines()[1].split() == ["any_name", "2/2", "0.0e+00", "0.000", "-", "pass"]
+
+    wrong = WEIGHTS | {"one/gw": WEIGHTS["one/gw"] + np.float32([[0, 0], [0, 0.0101]])}
+    written(tmp_path, "wrong", wrong, ABOUT)
+    code, out = run(capsys, tmp_path)
+    assert code == 1 and "any_name" in out and out.endswith("1 of 2 pass\n")
+    # 1e-4 of the largest element, 100.0101, and a floor of 2e-7.
+    assert "one/gw: error 0.0101, allowed 0.01\n" in out
+    assert f"{1.01:.3f}" in out.splitlines()[2] and "FAIL" in out.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"one/out/y": np.zeros(1)}, "no check is for the arrays one/out/{y}"),
+        ({"grad/w": np.zeros(1)}, "grad/w: not compared"),
+        ({"one/more": np.zeros(1)}, "one/more: not compared"),
+        ({"one/y": np.zeros((2, 3))}, "one/y has shape (2, 3), ours (2, 2)"),
+        ({"one/y": np.float32([[0, 1.5], [-1.5, np.nan]])}, "one/y: error nan"),
+    ],
+)
+def test_what_was_not_or_cannot_be_compared_is_a_failure(tmp_path, change, complaint):
+    arrays = {**WEIGHTS, **change}
+    report = check_fixture.check(written(tmp_path, "changed", arrays, ABOUT))
+    assert not report.passed
+    assert complaint in "\n".join(report.complaints())
+
+
+def test_an_array_that_says_unused_need_not_be_compared(tmp_path):
+    arrays = {**WEIGHTS, "one/y_UNUSED": np.zeros(1)}
+    assert check_fixture.check(written(tmp_path, "unused", arrays, ABOUT)).passed
+
+
+def test_what_is_no_fixture_is_explained(tmp_path, capsys):
+    (tmp_path / "lonely.npz").write_bytes(b"")
+    report = check_fixture.check(tmp_path / "lonely.npz")
+    assert not report.passed and "cannot be read" in report.problem
+    report = check_fixture.check(written(tmp_path, "kind", WEIGHTS, {"kind": "units"}))
+    assert "unknown kind 'units': did you mean unit" in report.problem
+    report = check_fixture.check(written(tmp_path, "bare", WEIGHTS, {"kind": "unit"}))
+    assert "no 'layerwise'" in report.problem

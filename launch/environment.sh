@@ -1,6 +1,6 @@
 # Sourced by quickstart.sh and test.sh: a virtual environment in .venv with this checkout installed.
 #
-#   prepare_environment EXTRAS     EXTRAS: "" or "[test]", as pip takes them
+#   prepare_environment EXTRAS     EXTRAS: "", "[test]" or "[test,peers]", as pip takes them
 #
 # Installs only what is new: a stamp in .venv remembers the requirements that were installed.
 
@@ -12,8 +12,11 @@ prepare_environment() {
     return 1
   fi
   wanted=$(cat requirements.txt pyproject.toml)
-  for stamp in ".venv/installed$extras" ".venv/installed[test]"; do  # the tests' set has it all
-    if [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
+  local seen=false installed
+  for installed in "" "[test]" "[test,peers]"; do  # each has all of the one before
+    [[ "$installed" == "$extras" ]] && seen=true
+    stamp=".venv/installed$installed"
+    if $seen && [[ -f "$stamp" && "$(cat "$stamp")" == "$wanted" ]]; then
       return
     fi
   done

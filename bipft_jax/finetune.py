@@ -28,7 +28,8 @@ from bipft_jax.data import glue, glue_batches, glue_metrics
 from bipft_jax.errors import unknown_name
 from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
-from bipft_jax.results import summarise, table
+from bipft_jax.predict import outputs, put_rows
+from bipft_jax.results import RESULT_NAME, summarise, table
 from bipft_jax.training import sharding
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
@@ -51,8 +52,6 @@ from bipft_jax.training.warm_start import (
     warm_started,
 )
 from bipft_jax.training.workdir import check_workdir, claim_workdir, write_atomically
-
-RESULT_NAME = "result.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -395,7 +394,7 @@ def _loop(
     unread: list[dict[str, jax.Array]] = []  # metrics since the last log point
     with Telemetry(directory, name=stage.label, start_step=start, total_steps=total) as telemetry:
         while step < total:
-            batch = _put(run.mesh, next(batches))
+            batch = put_rows(run.mesh, next(batches))
             dropout = not config.dropout_until_evaluation or not evaluated_in_epoch(
                 step, evaluated, len(data.train), config.batch_size
             )
@@ -449,23 +448,10 @@ def evaluate(predict, params, data: TaskData, batch_size: int, mesh) -> dict[str
     """Scores on every dev split; those of further splits are named METRIC_SPLIT."""
     scores: dict[str, float] = {}
     for index, (name, split) in enumerate(data.dev.items()):
-        logits, weights = [], []
-        for batch in glue_batches.evaluation_batches(split, batch_size):
-            logits.append(predict(params, _put(mesh, batch)))
-            weights.append(batch["weights"])
-        real = np.concatenate(weights) > 0
-        outputs = np.concatenate(jax.device_get(logits))[real]
-        found = glue_metrics.evaluate(data.task, outputs, split.labels)
+        logits = outputs(predict, params, split, batch_size, mesh)
+        found = glue_metrics.evaluate(data.task, logits, split.labels)
         scores |= {(k if index == 0 else f"{k}_{name}"): v for k, v in found.items()}
     return scores
-
-
-def _put(mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Every process makes the same global batch and keeps its own rows."""
-    count, index = jax.process_count(), jax.process_index()
-    return sharding.put_batch(
-        mesh, {name: np.array_split(rows, count)[index] for name, rows in batch.items()}
-    )
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from bipft_jax.data.glue import GlueTask
 
+RESULT_NAME = "result.json"
+
 
 def summarise(
     config: ml_collections.ConfigDict,

@@ -64,6 +64,8 @@ class GlueTask:
         return self.metrics[0]
 
 
+_ROW_NUMBERS = ("index", "id")  # the first that a header has
+
 _BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
 
@@ -163,10 +165,79 @@ def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
             that is not a number.
     """
     path = _find_file(task, Path(glue_dir), split)
+    rows = _read_columns(path, task, (*task.sentences, task.label))
+    *sentences, labels = zip(*rows.fields, strict=True)
+    parsed = [
+        _parse_label(task, label, f"{path}:{line}")
+        for label, line in zip(labels, rows.lines, strict=True)
+    ]
+    return GlueSplit(
+        task=task,
+        split=split,
+        sentences1=list(sentences[0]),
+        sentences2=list(sentences[1]) if len(sentences) == 2 else None,
+        labels=np.asarray(parsed, np.float32 if task.is_regression else np.int32),
+        skipped_rows=rows.skipped,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlabelled:
+    """Examples without labels, in file order.
+
+    Attributes:
+        numbers: what the file calls the rows (GLUE's test sets do), None if it does not.
+        columns: the names of its sentence columns.
+        sentences1: N strings.
+        sentences2: N strings, or None for a single-sentence task.
+    """
+
+    numbers: list[str] | None
+    columns: tuple[str, ...]
+    sentences1: list[str]
+    sentences2: list[str] | None
+
+
+def read_unlabelled(task: GlueTask, path: str | Path) -> Unlabelled:
+    """Reads a tab-separated file with a header that names the task's sentence columns: a test.tsv
+    of GLUE, or one's own. Other columns are fine.
+
+    Raises:
+        ValueError: as `read_split`, but for labels; also for a broken row of a task whose official
+            files have some, for every row is wanted.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    # Tasks whose train and dev files have no header have one in their test file.
+    columns = tuple(name if isinstance(name, str) else "sentence" for name in task.sentences)
+    header = _read_lines(path)[0].split("\t")
+    number = [name for name in _ROW_NUMBERS if name in header][:1]
+    task = dataclasses.replace(task, skip_short_rows=False)
+    fields = list(zip(*_read_columns(path, task, (*columns, *number)).fields, strict=True))
+    return Unlabelled(
+        numbers=list(fields[len(columns)]) if number else None,
+        columns=columns,
+        sentences1=list(fields[0]),
+        sentences2=list(fields[1]) if len(columns) == 2 else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """fields: those wanted, of every row. lines: the rows' line numbers. skipped: broken rows."""
+
+    fields: list[tuple[str, ...]]
+    lines: list[int]
+    skipped: int
+
+
+def _read_columns(path: Path, task: GlueTask, wanted: tuple[Column, ...]) -> _Rows:
+    """Columns of a file by their names in its header; by their positions in one without."""
     lines = _read_lines(path)
-    wanted = (*task.sentences, task.label)
-    if isinstance(task.label, str):
-        header, first_row = lines[0].split("\t"), 1
+    has_header = all(isinstance(column, str) for column in wanted)
+    if has_header:
+        header = lines[0].split("\t")
         missing = [name for name in wanted if name not in header]
         if missing:
             raise ValueError(
@@ -175,49 +246,38 @@ def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
             )
         positions, width = [header.index(name) for name in wanted], len(header)
     else:
-        positions, width, first_row = list(wanted), max(wanted) + 1, 0
-    *sentence_positions, label_position = positions
+        positions, width = list(wanted), max(wanted) + 1
 
-    columns: list[list[str]] = [[] for _ in sentence_positions]
-    labels: list[float] = []
-    short_lines: list[int] = []
-    for number, line in enumerate(lines[first_row:], start=first_row + 1):
+    rows, numbers, short = [], [], []
+    for number, line in enumerate(lines[has_header:], start=1 + has_header):
         fields = line.split("\t")
         if len(fields) < width:
             if task.skip_short_rows:
-                short_lines.append(number)
+                short.append(number)
                 continue
             raise ValueError(
                 f"{path}:{number}: the row has {len(fields)} tab-separated field(s), "
                 f"task {task.name} needs {width}"
             )
-        if first_row and len(fields) > width:  # which of them is which?
+        if has_header and len(fields) > width:  # which of them is which?
             raise ValueError(
                 f"{path}:{number}: the row has {len(fields)} tab-separated fields, the header "
                 f"{width}: remove tabs from within the sentences"
             )
-        for column, position in zip(columns, sentence_positions, strict=True):
-            column.append(fields[position])
-        labels.append(_parse_label(task, fields[label_position], f"{path}:{number}"))
-    if not labels:
+        rows.append(tuple(fields[position] for position in positions))
+        numbers.append(number)
+    if not rows:
         raise ValueError(f"{path} has no complete rows below its header")
-    if short_lines:
+    if short:
         logging.warning(
             "%s: dropped %d row(s) with fewer than %d fields (broken over two lines), the first "
             "at line %d",
             path,
-            len(short_lines),
+            len(short),
             width,
-            short_lines[0],
+            short[0],
         )
-    return GlueSplit(
-        task=task,
-        split=split,
-        sentences1=columns[0],
-        sentences2=columns[1] if len(columns) == 2 else None,
-        labels=np.asarray(labels, np.float32 if task.is_regression else np.int32),
-        skipped_rows=len(short_lines),
-    )
+    return _Rows(rows, numbers, len(short))
 
 
 def _find_file(task: GlueTask, glue_dir: Path, split: str) -> Path:

@@ -1,0 +1,117 @@
+"""Files in GLUE's layouts in, submission files and probabilities out."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from bipft_jax import predict
+from bipft_jax.data.tokenizers import WordPieceTokenizer
+from bipft_jax.models.bert import BertForSequenceClassification
+from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
+from bipft_jax.training.warm_start import Source, abstract_params
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+
+
+def source(classes, task=None, **run) -> Source:
+    """A full-precision classifier with random weights."""
+    config = BertConfig(recipe_named("fp"), len(PIECES), 1, 16, 2, 32, 16)
+    values = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: values.normal(size=leaf.shape).astype(np.float32),
+        abstract_params(config, classes),
+    )
+    run = run if task is None else {"task": task, **run}
+    tokenizer = WordPieceTokenizer(PIECES)
+    return Source("runs/x", 7, params, architecture(config), classes, tokenizer, run=run)
+
+
+def run(monkeypatch, tmp_path, model, text, *options) -> list[list[str]]:
+    monkeypatch.setattr(predict, "load_source", lambda workdir: model)
+    (tmp_path / "in.tsv").write_text(text)
+    files = ("--input", str(tmp_path / "in.tsv"), "--output", str(tmp_path / "out.tsv"))
+    predict.main(["--workdir", str(tmp_path), *files, *options])
+    return [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()]
+
+
+def logits_of(model, first, second=None):
+    """One example at a time, without padding."""
+    tokenizer = model.tokenizer
+    ids = [tokenizer.cls_id, *tokenizer.encode(first), tokenizer.sep_id]
+    types = [0] * len(ids)
+    if second is not None:
+        ids += [*tokenizer.encode(second), tokenizer.sep_id]
+        types += [1] * (len(ids) - len(types))
+    module = BertForSequenceClassification(model.config(), model.classes)
+    rows = [np.asarray([row]) for row in (ids, types, [1] * len(ids))]
+    return np.asarray(module.apply({"params": model.params}, *rows).logits[0])
+
+
+def test_a_test_set_of_glue_gives_a_file_to_submit(monkeypatch, tmp_path):
+    pairs = [("a b", "c"), ("d", 'e " f g'), ("h a b", "b"), ("c c", "a")]
+    text = "index\tsentence1\tsentence2\n"
+    text += "".join(f"{i + 5}\t{a}\t{b}\n" for i, (a, b) in enumerate(pairs))
+    model = source(2, "rte")
+    bias = model.params["classifier"]["bias"]  # so that both labels are predicted
+    bias -= np.mean([logits_of(model, *pair) for pair in pairs], axis=0)
+    rows = run(monkeypatch, tmp_path, model, text)
+    names = ("entailment", "not_entailment")
+    expected = [names[logits_of(model, *pair).argmax()] for pair in pairs]
+    assert set(expected) == set(names)
+    assert rows == [["index", "prediction"], *([str(i + 5), e] for i, e in enumerate(expected))]
+
+
+def test_ones_own_sentences_come_back_with_probabilities(monkeypatch, tmp_path):
+    # CoLA's own train and dev files have no header, its test file has this one.
+    rows = run(monkeypatch, tmp_path, source(2, "cola"), "note\tsentence\nx\ta b c\ny\tg h\n")
+    assert rows[0] == ["sentence", "prediction", "p(0)", "p(1)"]
+    for row, text in zip(rows[1:], ("a b c", "g h"), strict=True):
+        logits = logits_of(source(2), text).astype(np.float64)
+        p = np.exp(logits) / np.exp(logits).sum()
+        assert row[:2] == [text, str(p.argmax())]
+        np.testing.assert_allclose([float(x) for x in row[2:]], p, atol=1e-4)
+
+
+def test_scores_have_no_probabilities(monkeypatch, tmp_path):
+    rows = run(monkeypatch, tmp_path, source(1, "stsb"), "sentence1\tsentence2\na\tb c\n")
+    assert rows[0] == ["sentence1", "sentence2", "prediction"]
+    assert float(rows[1][2]) == pytest.approx(logits_of(source(1), "a", "b c")[0], abs=1e-3)
+
+
+def test_long_sentences_are_cut_as_they_were_in_training(monkeypatch, tmp_path):
+    text = "sentence\n" + " ".join("abcdefgh" * 4) + "\n"
+    model = source(2, "sst2", max_length=6)
+    row = run(monkeypatch, tmp_path, model, text)[1]
+    logits = logits_of(model, "a b c d").astype(np.float64)
+    assert float(row[2]) == pytest.approx(1 / (1 + np.exp(logits[1] - logits[0])), abs=1e-4)
+
+
+def test_the_best_seed_answers(tmp_path):
+    seeds = [{"seed": s, "best": {"accuracy": a, "f1": 1 - a}} for s, a in ((4, 0.5), (9, 0.7))]
+    assert predict.best_seed(tmp_path) == tmp_path
+    summary = {"selection_metric": "accuracy", "seeds": seeds}
+    (tmp_path / "result.json").write_text(json.dumps(summary))
+    assert predict.best_seed(tmp_path) == tmp_path / "seed_9"
+    (tmp_path / "result.json").write_text(json.dumps(seeds[0]))  # of one seed's directory
+    assert predict.best_seed(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "options", "message"),
+    [
+        (source(2), "sentence\na\n", (), "does not say its task: give --task"),
+        (source(2, "rte"), "sentence\na\n", ("--task", "sst2"), "finetuned on rte, not on sst2"),
+        (source(2), "sentence\na\n", ("--task", "sst3"), "did you mean sst2"),
+        (source(3), "sentence\na\n", ("--task", "sst2"), "3 outputs, task sst2 needs 2"),
+        (source(0), "sentence\na\n", ("--task", "sst2"), "pretraining heads, task sst2 needs 2"),
+        (source(2, "qqp"), "sentence1\n", (), r"in.tsv:1: no column 'question1', 'question2'"),
+        (source(2, "qqp"), "id\tquestion1\tquestion2\n1\ta\n", (), "in.tsv:2: the row has 2 tab"),
+        (source(2, "sst2"), "sentence\n", (), "no complete rows"),
+    ],
+)
+def test_what_cannot_be_answered_is_explained(monkeypatch, tmp_path, model, text, options, message):
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, tmp_path, model, text, *options)
+    assert not (tmp_path / "out.tsv").exists()

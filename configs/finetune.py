@@ -7,6 +7,9 @@ RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. TASK: cola, 
 rte, wnli, qnli, qqp, mnli, or acceptability (`python -m bipft_jax.data.acceptability`). Size and
 tokenizer come from `init_from`.
 
+Scores are those of the best update on the first dev split; result.json also has the last update's,
+with which the reference scores MNLI-mm (SPEC quirk 14).
+
 Defaults are the published recipe for base (SPEC 2.7): AdamW, constant 2e-5, batch 32, no warm-up,
 decay or clipping, the task table's epochs. Small models want a learning rate of 1e-4 to 5e-4.
 """

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bipft_jax.interop import check_fixture
+from bipft_jax.interop.fixtures.fixture import Fixture
 
 ROOT = Path(__file__).parents[1]
 FOLDER = Path(os.environ.get("BIPFT_FIXTURES", ROOT.parent / "shared" / "golden"))
@@ -27,14 +28,14 @@ if not FIXTURES:
 
 
 def one_of_each_recipe() -> list[Path]:
-    """The models with most arrays, one for each recipe and number of bits, and a trajectory."""
+    """The largest fixtures, one for each recipe and number of bits, and a trajectory."""
     largest: dict[tuple, tuple[int, Path]] = {}
     for path in FOLDER.glob("*.npz"):
         about = json.loads(path.with_suffix(".json").read_text())
         if "recipe" in about:
             steps = about.get("compare_steps")  # given where exact ties decide
-            key = (about["recipe"], about["activation_bits"], steps)
-            largest[key] = max(largest.get(key, (0, path)), (len(about["arrays"]), path))
+            key = (about["recipe"], about.get("activation_bits"), steps)
+            largest[key] = max(largest.get(key, (0, path)), (path.stat().st_size, path))
     return sorted(path for _, path in largest.values())
 
 
@@ -105,15 +106,47 @@ def test_what_was_not_or_cannot_be_compared_is_a_failure(tmp_path, change, compl
     assert complaint in "\n".join(report.complaints())
 
 
+def test_reading_a_result_is_not_comparing_it(tmp_path):
+    fixture = Fixture(written(tmp_path, "read", {"out/loss": np.ones(1), "x": np.ones(1)}, ABOUT))
+    assert fixture.missed() == ["out/loss", "x"]
+    assert len(fixture.group("")) == 2  # read
+    assert fixture.missed() == ["out/loss"]
+    fixture.forward("out/loss", np.ones(1))
+    assert not fixture.missed()
+
+
+def test_a_result_that_is_listed_and_not_there_is_missed(tmp_path):
+    about = {**ABOUT, "arrays": {**dict.fromkeys(WEIGHTS, {}), "one/gone": {}}}
+    report = check_fixture.check(written(tmp_path, "less", WEIGHTS, about))
+    assert report.complaints() == ["one/gone: not compared"]
+
+
+def test_a_small_scale_is_compared_at_its_own_size(tmp_path):
+    """The clamp of a negative scale at 1e-5 (SPEC 1.2), which is half the forward tolerance."""
+    x = np.float32([-2, 0, 3])
+    arrays = {"x": x, "g": np.ones(3), "alpha_in": np.float32(-0.4), "galpha": np.float32(0)}
+    arrays |= {"y": np.sign(x) * 1e-5, "gx": np.float32([0, 1, 0]), "alpha_after": -0.4}
+    arrays = {f"one/{name}": np.float32(array) for name, array in arrays.items()}
+    case = {"bits": 1, "initialised_flag_before": True}
+    about = {"kind": "unit", "symmetric": True, "cases": {"one": case}}
+    assert check_fixture.check(written(tmp_path, "right", arrays, about)).passed
+    arrays["one/y"] = -arrays["one/y"]
+    report = check_fixture.check(written(tmp_path, "wrong", arrays, about))
+    assert [line.split(":")[0] for line in report.complaints()] == ["one/y"]
+
+
 def test_an_array_that_says_unused_need_not_be_compared(tmp_path):
     arrays = {**WEIGHTS, "one/y_UNUSED": np.zeros(1)}
     assert check_fixture.check(written(tmp_path, "unused", arrays, ABOUT)).passed
 
 
 def test_what_is_no_fixture_is_explained(tmp_path, capsys):
-    (tmp_path / "lonely.npz").write_bytes(b"")
-    report = check_fixture.check(tmp_path / "lonely.npz")
-    assert not report.passed and "cannot be read" in report.problem
+    for content in (b"", b"PK\x03\x04 cut off"):
+        for about in ("{}", "[]"):
+            (tmp_path / "broken.json").write_text(about)
+            (tmp_path / "broken.npz").write_bytes(content)
+            report = check_fixture.check(tmp_path / "broken.npz")
+            assert not report.passed and "cannot be read" in report.problem
     report = check_fixture.check(written(tmp_path, "kind", WEIGHTS, {"kind": "units"}))
     assert "unknown kind 'units': did you mean unit" in report.problem
     report = check_fixture.check(written(tmp_path, "bare", WEIGHTS, {"kind": "unit"}))

@@ -69,6 +69,7 @@ class Report:
     def line(self, width: int) -> str:
         """One line of the table."""
         compared = len(self.comparisons)
+        bounded = sum(c.kind == "bounded" for c in self.comparisons)
         cells = [
             f"{compared}/{compared + len(self.missed)}",
             self._worst("forward", lambda c: f"{c.error:.1e}"),
@@ -76,6 +77,8 @@ class Report:
             self._worst("trajectory", lambda c: f"{c.error:.1e}"),
         ]
         verdict = "pass" if self.passed else "FAIL"
+        if bounded:
+            verdict += f"  ({bounded} arrays, after updates that cannot be compared, only bounded)"
         return f"{self.name:{width}}" + "".join(f"{cell:>12}" for cell in cells) + f"  {verdict}"
 
     def _worst(self, kind: str, shown: Callable[[Comparison], str]) -> str:
@@ -97,7 +100,7 @@ def check(path: Path, compute: str = "float32") -> Report:
         if kind not in CHECKS:
             raise unknown_name("kind", str(kind), CHECKS)
         CHECKS[kind](fixture, compute)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # whatever is wrong with one file must not hide the others
         name = f"no {error}" if isinstance(error, KeyError) else str(error)
         done = [] if fixture is None else fixture.comparisons
         missed = [] if fixture is None else fixture.missed()

@@ -49,6 +49,7 @@ from bipft_jax.training.warm_start import (
     abstract_params,
     checkpoint_description,
     load_source,
+    require_initialised_scales,
     warm_started,
 )
 from bipft_jax.training.workdir import check_workdir, claim_workdir, write_atomically
@@ -295,10 +296,19 @@ def load_teacher(
             f"the teacher {config.teacher} has {found}, task {task.name} needs {task.num_outputs} "
             "outputs: give a model that was finetuned on this task"
         )
-    for name in ("layers", "hidden"):
+    compared = ("layers", "hidden", "heads")  # the last by direction matching's relations only
+    for name in compared if config.distillation == "direction_matching" else compared[:2]:
         theirs, ours = source.architecture[name], student.architecture[name]
         if theirs != ours:
             raise ValueError(f"the teacher has {name} {theirs}, the student {ours}: must be equal")
+    # Those of an imported model, whose directory may name them.
+    labels, ours = source.run.get("labels", []), list(task.label_names or ())
+    if labels != ours and sorted(labels) == sorted(ours):
+        raise ValueError(
+            f"the teacher {config.teacher} has the labels in the order {', '.join(labels)}, task "
+            f"{task.name} in the order {', '.join(ours)}: its logits would mean other classes"
+        )
+    require_initialised_scales(source)
     model_config = source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute)
     model = BertForSequenceClassification(model_config, source.classes)
     return TaskTeacher(model, distillation, config.teacher_dropout), source

@@ -37,6 +37,7 @@ from bipft_jax.training.warm_start import (
     abstract_params,
     checkpoint_description,
     load_source,
+    require_initialised_scales,
     warm_started,
 )
 from bipft_jax.training.workdir import check_workdir, claim_workdir
@@ -163,6 +164,7 @@ def load_teacher(run: Run) -> tuple[Teacher | None, Params | None]:
         return None, None
     source = load_source(config.teacher)
     verify_tokenizer(source.tokenizer.to_dict(), run.corpus.tokenizer)
+    require_initialised_scales(source)
     teacher_config = source.config(
         dropout=config.dropout, dtype=config.dtype, compute=config.compute
     )

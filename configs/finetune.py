@@ -33,7 +33,8 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.teacher = ""  # workdir of one seed of a finetuning run on the same task to distil from
     config.distillation = ""  # with a teacher: "bit" or "direction_matching" (BiBERT)
     config.teacher_dropout = False  # BiT's teacher runs with its dropout active, BiBERT's without
-    # Recipes on the way to `recipe` from a teacher, ("bit_w1a2",) in BiT. Each trains for as many
+    # Recipes on the way to `recipe` from a teacher, ("bit_w1a2",) in BiT (as a flag: =bit_w1a2, or
+    # several as ="('bit_w1a4','bit_w1a2')"). Each trains for as many
     # updates as the last, with the same settings, and its best checkpoint is start and teacher of
     # the next.
     config.intermediate_recipes = ()

@@ -247,6 +247,33 @@ def test_a_finetuning_that_cannot_work_is_explained_before_it_begins(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(layers=1), "the teacher has layers 1, the student 2"),
+        (dict(hidden=32), "the teacher has hidden 32, the student 16"),
+        (dict(heads=1), "the teacher has heads 1, the student 2"),
+        (dict(labels=["b", "a"]), None),
+        (dict(labels=["1", "0"]), "labels in the order 1, 0, task sst2 in the order 0, 1"),
+        (dict(scale=np.nan), "has scales that were never initialised, such as bert/pooler/input"),
+    ],
+)
+def test_a_teacher_must_be_comparable(home, monkeypatch, changes, message):
+    student = load_source(home / "teacher")
+    run, params = {"labels": changes.pop("labels", [])}, student.params
+    if changes.get("scale"):
+        params = {"bert": {"pooler": {"input_scale": np.float32(changes.pop("scale"))}}}
+    architecture = {**student.architecture, **changes}
+    teacher = student._replace(architecture=architecture, run=run, params=params)
+    monkeypatch.setattr(finetune, "load_source", lambda directory: teacher)
+    config = distilling(home, "bibert,sst2", distillation="direction_matching")
+    if message is None:
+        assert finetune.load_teacher(config, glue_task("sst2"), student)[1] is teacher
+        return
+    with pytest.raises(ValueError, match=message):
+        finetune.load_teacher(config, glue_task("sst2"), student)
+
+
 def test_scores_are_learned_from_the_teacher_only_where_that_is_asked_for():
     config = finetune_config.get_config("bit_w1a1,stsb")
     config.update({"teacher": "runs/fp", "distillation": "bit"})

@@ -89,6 +89,8 @@ def summary(source: Source) -> str:
     ]
     if source.classes:
         lines[-1] += f" with {source.classes} outputs"
+        if source.run.get("labels"):
+            lines[-1] += f": {', '.join(source.run['labels'])}"
     if source.missing:
         lines.append(f"  missing     {', '.join(source.missing)}: new where a run needs them")
     uninitialised = sum(np.isnan(leaf).sum() for path, leaf in flat.items() if is_scale(path))

@@ -86,6 +86,8 @@ _TOKENIZER_KEYS = {
     "tokenize_chinese_chars": (True,),
 }
 
+_SMALLEST = BertConfig(RECIPES["fp"], 1, 1, 1, 1, 1)  # any: for the keys that describe a model
+
 _POOLER, _MLM, _NSP = "bert.pooler.", "cls.predictions.", "cls.seq_relationship."
 _DECODER, _WORDS = "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
 _CLASSIFIER = "classifier.weight"
@@ -151,7 +153,12 @@ def read_directory(
         classes=classes,
         tokenizer=tokenizer,
         missing=tuple(sorted(of_model - set(named_leaves(params)))),
-        run={"program": "import", "weights": str(path), "recipe": config.recipe.name},
+        run={
+            "program": "import",
+            "weights": str(path),
+            "recipe": config.recipe.name,
+            "labels": _named_labels(described, classes),
+        },
     )
     return source, known_unused(state, config, classes)
 
@@ -233,7 +240,13 @@ def _recipe(
 ) -> dict[str, Any]:
     """The arguments of `recipe_named`, the name as "recipe"."""
     if OWN_TYPE in described:
-        own = {key: value for key, value in described[OWN_TYPE].items() if key not in DIMENSIONS}
+        own = described[OWN_TYPE]
+        if not isinstance(own, dict) or set(own) != set(architecture(_SMALLEST)):
+            raise ValueError(
+                f"{path.parent / CONFIG_NAME}: {OWN_TYPE} is not what this library writes there, "
+                f"an object with {', '.join(architecture(_SMALLEST))}"
+            )
+        own = {key: value for key, value in own.items() if key not in DIMENSIONS}
         if named not in (None, own["recipe"]):
             raise ValueError(
                 f"{path.parent / CONFIG_NAME} says that the recipe is {own['recipe']}, not "
@@ -264,7 +277,10 @@ def _config(described: Mapping[str, Any], recipe: Mapping[str, Any], path: Path)
     for ours, theirs in _DIMENSIONS.items():
         if theirs not in described and ours not in defaults:
             raise ValueError(f"{path} has no {theirs}, so it does not describe a BERT")
-        dimensions[ours] = described[theirs] if theirs in described else defaults[ours]
+        value = described[theirs] if theirs in described else defaults[ours]
+        if not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{path}: {theirs} is {value!r}, it must be a positive number")
+        dimensions[ours] = value
     config = config_of({**recipe, **dimensions})
     if config.recipe.name == "fp":
         _require(described, _FULL_PRECISION_KEYS, path)
@@ -363,7 +379,18 @@ def _labels(source: Source) -> list[str]:
     task = TASKS.get(source.run.get("task"))
     if task is not None and task.label_names is not None:
         return list(task.label_names)
-    return [f"LABEL_{number}" for number in range(source.classes)]
+    return source.run.get("labels") or _nameless_labels(source.classes)
+
+
+def _nameless_labels(classes: int) -> list[str]:
+    return [f"LABEL_{number}" for number in range(classes)]
+
+
+def _named_labels(described: Mapping[str, Any], classes: int) -> list[str]:
+    """The labels of a classifier by its outputs, empty where config.json gives them no names."""
+    names = described.get("id2label") or {}
+    labels = [str(names.get(str(number))) for number in range(classes)] if names else []
+    return labels if labels != _nameless_labels(classes) else []
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

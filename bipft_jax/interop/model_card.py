@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bipft_jax.data.tokenizers import WordPieceTokenizer
 from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.warm_start import Source
 
@@ -116,14 +117,17 @@ def _loading(source: Source, transformers_class: str | None) -> Iterator[str]:
         yield "`transformers` has no such model; the weights in its BERT are another function."
         return
     pooler = transformers_class != "BertModel" or "bert/pooler/kernel" not in source.missing
-    yield "With transformers:"
+    wordpiece = isinstance(source.tokenizer, WordPieceTokenizer)
+    own = "" if wordpiece else " (the weights; only bipft_jax reads the vocabulary)"
+    yield f"With transformers{own}:"
     yield ""
     yield "```python"
-    yield f"from transformers import BertTokenizer, {transformers_class}"
+    yield f"from transformers import {'BertTokenizer, ' if wordpiece else ''}{transformers_class}"
     yield ""
     options = "" if pooler else ", add_pooling_layer=False"
     yield f'model = {transformers_class}.from_pretrained("DIR"{options})'
-    yield 'tokenizer = BertTokenizer.from_pretrained("DIR")'
+    if wordpiece:
+        yield 'tokenizer = BertTokenizer.from_pretrained("DIR")'
     yield "```"
 
 

@@ -52,6 +52,14 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         ) from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is damaged ({reason(error)})") from error
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise ValueError(f"{path} is not a state dict: it must map names to tensors, nothing else")
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str)
+        and torch.is_tensor(value)
+        and value.layout is torch.strided
+        and not value.is_meta
+        for name, value in state.items()
+    ):
+        raise ValueError(
+            f"{path} is not a state dict: it must map names to dense tensors, nothing else"
+        )
     return {name: tensor.detach().float().numpy() for name, tensor in state.items()}

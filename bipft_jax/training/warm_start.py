@@ -16,7 +16,7 @@ from bipft_jax.models.bert import BertForPreTraining, BertForSequenceClassificat
 from bipft_jax.models.recipes import DIMENSIONS, BertConfig, architecture, config_of
 from bipft_jax.training.checkpoints import restore_params
 from bipft_jax.training.parameters import merge_parameters, named_leaves
-from bipft_jax.training.state import Params
+from bipft_jax.training.state import Params, is_scale
 
 
 class Source(NamedTuple):
@@ -83,6 +83,21 @@ def load_source(workdir: str, step: int | str = "best") -> Source:
     )
 
 
+def require_initialised_scales(teacher: Source) -> None:
+    """Raises ValueError if a learned scale of a teacher has no value: a student is calibrated, its
+    teacher is used as it is."""
+    uninitialised = [
+        path
+        for path, leaf in named_leaves(teacher.params).items()
+        if is_scale(path) and np.isnan(leaf).any()
+    ]
+    if uninitialised:
+        raise ValueError(
+            f"the teacher {teacher.workdir} has scales that were never initialised, such as "
+            f"{uninitialised[0]}: train it first"
+        )
+
+
 def build_model(config: BertConfig, classes: int) -> nn.Module:
     """The model with pretraining heads (classes 0) or with a classifier."""
     if classes:
@@ -92,7 +107,7 @@ def build_model(config: BertConfig, classes: int) -> nn.Module:
 
 def abstract_params(config: BertConfig, classes: int) -> Params:
     """Shapes and dtypes of a model's parameters."""
-    ids = jax.ShapeDtypeStruct((1, 8), jnp.int32)
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     inputs = [ids] * (3 if classes else 4)
     model = build_model(config, classes)
     return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
@@ -112,7 +127,7 @@ def warm_started(fresh: Params, config: BertConfig, classes: int, source: Source
     different = [
         f"{name} is {theirs[name]} there and {ours[name]} here"
         for name in DIMENSIONS
-        if theirs[name] != ours[name]
+        if theirs[name] != ours[name] and name != "initializer_range"  # of what is new
     ]
     if different:
         raise ValueError(

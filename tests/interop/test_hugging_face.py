@@ -1,7 +1,9 @@
 """Directories that were written come back, those of others are understood or refused by name."""
 
 import json
+import pickle
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -338,3 +340,54 @@ def test_a_model_card_says_what_it_is_and_where_it_comes_from(tmp_path, recipe):
         assert text in rest
     assert ("BertForPreTraining.from_pretrained" in rest) == (recipe == "fp")
     assert ("CC BY-NC" in rest) == recipe.startswith("bit_")
+
+
+def test_a_torch_file_is_read_as_weights_only(tmp_path, monkeypatch):
+    """With a stand-in for torch; the peers' tests have the real one."""
+    write(tmp_path, model())
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+
+    def load(path, *, map_location, weights_only):
+        assert path == tmp_path / "pytorch_model.bin" and map_location == "cpu" and weights_only
+        raise pickle.UnpicklingError("Unsupported global: os.system")
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin holds more than tensors"):
+        read_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, it must be a positive number"),
+        ({"num_hidden_layers": "6"}, "num_hidden_layers is '6', it must be a positive number"),
+        ({"layer_norm_eps": None}, "layer_norm_eps is None, it must be a positive number"),
+        ({"bipft_jax": {}}, "bipft_jax is not what this library writes there"),
+        ({"bipft_jax": 1}, "bipft_jax is not what this library writes there"),
+    ],
+)
+def test_a_broken_config_is_explained_by_its_key(tmp_path, changes, message):
+    write(tmp_path, model(), **changes)
+    with pytest.raises(ValueError, match=message):
+        read_directory(tmp_path)
+
+
+def test_labels_that_a_directory_names_are_kept(tmp_path):
+    names = ["contradiction", "entailment", "neutral"]
+    write(tmp_path / "in", model(classes=3), id2label=dict(enumerate(names)))
+    source, _ = read_directory(tmp_path / "in")
+    assert source.run["labels"] == names
+    write_directory(source, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["id2label"] == {"0": names[0], "1": names[1], "2": names[2]}
+    write(tmp_path / "nameless", model(classes=3))
+    assert read_directory(tmp_path / "nameless")[0].run["labels"] == []
+
+
+def test_the_card_names_a_tokenizer_only_where_transformers_has_it(tmp_path):
+    pieces = train_sentencepiece([f"the value of item {i} is none." for i in range(200)], 45)
+    for name, tokenizer in (("wordpiece", WORDS), ("sentencepiece", pieces)):
+        write_directory(model(tokenizer=tokenizer), tmp_path / name)
+        card = (tmp_path / name / "README.md").read_text()
+        assert "BertForPreTraining.from_pretrained" in card
+        assert ("BertTokenizer" in card) == (name == "wordpiece")

@@ -19,9 +19,9 @@ $python -m bipft_jax.data.corpus --input python-docs --output "$runs/corpus" \
   --tokenizer sentencepiece:4096 --sequence_length 64
 
 pretraining=(
-  --config.corpus_dir="$runs/corpus" --config.num_updates=1000 --config.batch_size=64
+  --config.corpus_dir="$runs/corpus" --config.num_updates=800 --config.batch_size=64
   --config.learning_rate=2e-3 --config.warmup_updates=100 --config.dropout=0.0
-  --config.log_every=100 --config.evaluate_every=500
+  --config.log_every=100 --config.evaluate_every=400
 )
 echo; echo "== 2. pretraining, MLM + NSP: fp (full precision), tiny"
 $python launch/train.py --config=configs/pretrain.py:fp,tiny --workdir="$runs/fp" \

@@ -135,6 +135,16 @@ def test_a_small_scale_is_compared_at_its_own_size(tmp_path):
     assert [line.split(":")[0] for line in report.complaints()] == ["one/y"]
 
 
+def test_an_error_without_words_is_a_failure_too(tmp_path, monkeypatch):
+    def stumbling(fixture, compute):
+        check_fixture.check_units(fixture, compute)
+        raise AssertionError
+
+    monkeypatch.setitem(check_fixture.CHECKS, "unit", stumbling)
+    report = check_fixture.check(written(tmp_path, "stumbling", WEIGHTS, ABOUT))
+    assert not report.passed and report.problem == "AssertionError"
+
+
 def test_an_array_that_says_unused_need_not_be_compared(tmp_path):
     arrays = {**WEIGHTS, "one/y_UNUSED": np.zeros(1)}
     assert check_fixture.check(written(tmp_path, "unused", arrays, ABOUT)).passed

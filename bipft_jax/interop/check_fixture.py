@@ -93,7 +93,7 @@ def check(path: Path, compute: str = "float32") -> Report:
       path: of the .npz.
       compute: arithmetic of products of codes, as `binary_dot_general` takes it.
     """
-    fixture = None
+    fixture, problem = None, ""
     try:
         fixture = Fixture(path)
         kind = fixture.about.get("kind")
@@ -101,11 +101,11 @@ def check(path: Path, compute: str = "float32") -> Report:
             raise unknown_name("kind", str(kind), CHECKS)
         CHECKS[kind](fixture, compute)
     except Exception as error:  # whatever is wrong with one file must not hide the others
-        name = f"no {error}" if isinstance(error, KeyError) else str(error)
-        done = [] if fixture is None else fixture.comparisons
-        missed = [] if fixture is None else fixture.missed()
-        return Report(path.stem, done, missed, name)
-    return Report(path.stem, fixture.comparisons, fixture.missed())
+        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+        problem = problem or type(error).__name__  # an error without words is one all the same
+    if fixture is None:
+        return Report(path.stem, [], [], problem)
+    return Report(path.stem, fixture.comparisons, fixture.missed(), problem)
 
 
 def fixtures_in(paths: list[Path]) -> Iterator[Path]:

@@ -28,7 +28,7 @@ from bipft_jax.data import glue, glue_batches, glue_metrics
 from bipft_jax.errors import unknown_name
 from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
-from bipft_jax.predict import outputs, put_rows
+from bipft_jax.predict import outputs, put_rows, require_outputs
 from bipft_jax.results import RESULT_NAME, summarise, table
 from bipft_jax.training import sharding
 from bipft_jax.training import state as states
@@ -290,12 +290,7 @@ def load_teacher(
         return None, None
     source = load_source(config.teacher)
     verify_tokenizer(source.tokenizer.to_dict(), student.tokenizer)
-    if source.classes != task.num_outputs:
-        found = f"{source.classes} outputs" if source.classes else "pretraining heads"
-        raise ValueError(
-            f"the teacher {config.teacher} has {found}, task {task.name} needs {task.num_outputs} "
-            "outputs: give a model that was finetuned on this task"
-        )
+    require_outputs(source, task)
     compared = ("layers", "hidden", "heads")  # the last by direction matching's relations only
     for name in compared if config.distillation == "direction_matching" else compared[:2]:
         theirs, ours = source.architecture[name], student.architecture[name]

@@ -87,13 +87,18 @@ def task_of(source: Source, name: str | None) -> glue.GlueTask:
     if None not in (name, trained) and name != trained:
         raise ValueError(f"{source.workdir} was finetuned on {trained}, not on {name}")
     task = glue.glue_task(name or trained)
+    require_outputs(source, task)
+    return task
+
+
+def require_outputs(source: Source, task: glue.GlueTask) -> None:
+    """Raises ValueError if a model's classifier is not one for the task."""
     if source.classes != task.num_outputs:
         found = f"{source.classes} outputs" if source.classes else "pretraining heads"
         raise ValueError(
             f"{source.workdir} has {found}, task {task.name} needs {task.num_outputs} outputs: "
             "give a model that was finetuned on this task"
         )
-    return task
 
 
 def answers(source: Source, task: glue.GlueTask, examples: glue.Unlabelled) -> np.ndarray:

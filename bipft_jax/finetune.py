@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ from bipft_jax.training.warm_start import (
     require_initialised_scales,
     warm_started,
 )
-from bipft_jax.training.workdir import check_workdir, claim_workdir, write_atomically
+from bipft_jax.training.workdir import check_workdir, claim_workdir, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +120,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     majority_class = run.data.baseline[next(iter(run.data.dev))]
     summary = summarise(config, run.data.task, majority_class, results)
     if jax.process_index() == 0:
-        _write_json(Path(workdir) / RESULT_NAME, summary)
+        write_json(Path(workdir) / RESULT_NAME, summary)
     print(table(summary))
     return summary
 
@@ -356,7 +355,7 @@ def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str,
             "intermediate": intermediate,
         }
     if jax.process_index() == 0:
-        _write_json(finished, result)
+        write_json(finished, result)
     return result
 
 
@@ -457,8 +456,3 @@ def evaluate(predict, params, data: TaskData, batch_size: int, mesh) -> dict[str
         found = glue_metrics.evaluate(data.task, logits, split.labels)
         scores |= {(k if index == 0 else f"{k}_{name}"): v for k, v in found.items()}
     return scores
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(value, indent=1) + os.linesep)

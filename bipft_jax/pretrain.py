@@ -2,9 +2,10 @@
 
 The order is fixed. Once: claim the workdir, load the corpus, make or restore the state. Then for
 every update: next batch, step; every `log_every` updates: write telemetry (read one step late, so
-that the device never waits); every `evaluate_every` updates: evaluate on held-out text, save. A
-batch, its masks and its dropout are functions of the seed and the step, so a run that is started
-again goes on as if it had not stopped.
+that the device never waits); every `evaluate_every` updates: evaluate on held-out text, save. At
+the end WORKDIR/result.json has what the best and the last checkpoint score. A batch, its masks and
+its dropout are functions of the seed and the step, so a run that is started again goes on as if it
+had not stopped.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bipft_jax.data.pretraining import PretrainingExamples, pretraining_batches
 from bipft_jax.models.attention import ATTENDED_KEYS
 from bipft_jax.models.bert import BertForPreTraining
 from bipft_jax.models.recipes import bert_config, recipe_named
+from bipft_jax.results import RESULT_NAME, of_pretraining
 from bipft_jax.training import sharding, weight_statistics
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
@@ -40,7 +42,7 @@ from bipft_jax.training.warm_start import (
     require_initialised_scales,
     warm_started,
 )
-from bipft_jax.training.workdir import check_workdir, claim_workdir
+from bipft_jax.training.workdir import absolute, check_workdir, claim_workdir, write_json
 
 _EVALUATION_SEED = 0  # held-out examples are the same for every run on a corpus
 
@@ -66,7 +68,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
 
     Arguments:
       config: of `configs/pretrain.py`.
-      workdir: receives checkpoints, metrics.jsonl, TensorBoard files and config.json.
+      workdir: receives checkpoints, metrics.jsonl, TensorBoard files, config.json and, at the end,
+        result.json.
 
     Returns: the final state, as it was saved.
 
@@ -343,5 +346,10 @@ def _loop(
                 )
                 meter.restart(step)
     checkpointer.wait()
+    if jax.process_index() == 0:
+        best = checkpointer.best_step()
+        found = {"best_update": best, "best": checkpointer.metrics(best)}
+        found |= {"last": checkpointer.metrics(last)}
+        write_json(absolute(workdir) / RESULT_NAME, of_pretraining(config, BEST_METRIC, found))
     print(f"pretrained {step} updates: {os.path.abspath(workdir)}")
     return state

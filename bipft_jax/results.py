@@ -1,7 +1,10 @@
-"""What finetuning leaves behind: WORKDIR/result.json, and the table made of it."""
+"""What a finished run leaves behind: WORKDIR/result.json, and the table made of it."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -12,13 +15,67 @@ from bipft_jax.data.glue import GlueTask
 RESULT_NAME = "result.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What a finished run has reached.
+
+    metric: the one that its best checkpoint was chosen by.
+    by_seed: each seed's scores at that checkpoint, by name.
+    """
+
+    metric: str
+    higher_is_better: bool
+    by_seed: dict[int, dict[str, float]]
+
+
+def finished_scores(workdir: str | Path) -> Scores | None:
+    """The scores of a pretraining or finetuning run; None if it is not finished.
+
+    Raises: ValueError if its result.json is not one.
+    """
+    path = Path(workdir) / RESULT_NAME
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        return Scores(
+            metric=result["selection_metric"],
+            higher_is_better=result["higher_is_better"],
+            by_seed={seed["seed"]: seed["best"] for seed in result["seeds"]},
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a run's result ({error}): delete it to run again"
+        ) from error
+
+
+def of_pretraining(
+    config: ml_collections.ConfigDict, metric: str, result: dict[str, Any]
+) -> dict[str, Any]:
+    """The result of a pretraining run, in the form of a finetuning run with one seed.
+
+    Arguments:
+      metric: the held-out loss that the best checkpoint was chosen by.
+      result: best_update, and the held-out metrics `best` and `last`.
+    """
+    return {
+        "recipe": config.recipe,
+        "size": config.size,
+        "selection_metric": metric,
+        "higher_is_better": False,
+        "seeds": [{"seed": config.seed, "updates": config.num_updates, **result}],
+        "config": config.to_dict(),
+    }
+
+
 def summarise(
     config: ml_collections.ConfigDict,
     task: GlueTask,
     baseline: dict[str, float],
     results: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """All seeds' results with mean and standard deviation of each best score.
+    """The result of a finetuning run: all seeds' with mean and standard deviation of each best
+    score.
 
     Arguments:
       baseline: scores of the majority class.
@@ -32,6 +89,7 @@ def summarise(
         "pretrained": config.pretrained,
         "init_from": config.init_from,
         "selection_metric": task.selection_metric,
+        "higher_is_better": True,
         "mean": {name: float(np.mean(column)) for name, column in columns.items()},
         "standard_deviation": {
             name: float(np.std(column, ddof=1)) if len(column) > 1 else None

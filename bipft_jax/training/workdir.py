@@ -28,6 +28,13 @@ def write_atomically(path: epath.Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: epath.PathLike, value: Mapping[str, Any]) -> None:
+    """Replaces a JSON file in one step, making its directory."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
+
+
 def claim_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
     """Ties a workdir to a configuration, so that a run is never resumed as a different run.
 

@@ -33,7 +33,6 @@ from bipft_jax.training import sharding
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
 from bipft_jax.training.checkpoints import Checkpointer, verify_tokenizer
-from bipft_jax.training.flops import update_flops
 from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.task_distillation import (
@@ -141,7 +140,11 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
             "--config.evaluate_every"
         )
     source = load_source(config.init_from)
-    data = load_task(task, config.glue_dir, source.tokenizer, config.max_length)
+    if config.length_buckets < 1:
+        raise ValueError(f"length_buckets is {config.length_buckets}: it must be 1 or more")
+    data = load_task(
+        task, config.glue_dir, source.tokenizer, config.max_length, config.length_buckets
+    )
     total = glue_batches.updates_for_epochs(
         len(data.train), config.batch_size, config.epochs or task.epochs
     )
@@ -308,16 +311,20 @@ def load_teacher(
     return TaskTeacher(model, distillation, config.teacher_dropout), source
 
 
-def load_task(task: glue.GlueTask, glue_dir: str, tokenizer, max_length: int) -> TaskData:
-    """Reads and encodes a task's files; all splits get one padded length, so one compilation."""
+def load_task(
+    task: glue.GlueTask, glue_dir: str, tokenizer, max_length: int, length_buckets: int
+) -> TaskData:
+    """Reads and encodes a task's files; all splits get the same `length_buckets` padded lengths, so
+    one compilation for each."""
     names = ("train", *glue.dev_splits(task, glue_dir))
     splits = {name: glue.read_split(task, glue_dir, name) for name in names}
     encoded = {
         name: glue_batches.encode(split, tokenizer, max_length) for name, split in splits.items()
     }
-    length = max(split.sequence_length for split in encoded.values())
+    longest = max(split.padded_lengths[-1] for split in encoded.values())
+    lengths = glue_batches.padded_lengths(longest, length_buckets)
     encoded = {
-        name: dataclasses.replace(split, sequence_length=length) for name, split in encoded.items()
+        name: dataclasses.replace(split, padded_lengths=lengths) for name, split in encoded.items()
     }
     train_split = splits.pop("train")
     baseline = {name: glue_metrics.baseline(train_split, dev) for name, dev in splits.items()}
@@ -362,8 +369,10 @@ def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str,
 def first_state(run: Run, stage: Stage, start: Source | None, seed: int) -> TrainState:
     """The state before the first update: the checkpoint's parameters (or random ones, for the
     baseline that was not pretrained), a new classifier unless the checkpoint has one, scales that
-    were missing calibrated."""
-    batch = next(glue_batches.train_batches(run.data.train, run.config.batch_size, seed))
+    were missing calibrated, on a batch of any lengths."""
+    lengths = run.data.train.padded_lengths[-1:]
+    ungrouped = dataclasses.replace(run.data.train, padded_lengths=lengths)
+    batch = next(glue_batches.train_batches(ungrouped, run.config.batch_size, seed, 1))
     inputs = [jnp.asarray(batch[name]) for name in steps.SEQUENCE_INPUTS]
     params = states.initial_params(stage.model, jax.random.key(seed), *inputs)
     if start is not None:
@@ -382,27 +391,21 @@ def _loop(
     state: TrainState,
 ) -> None:
     config, data, model, total = run.config, run.data, stage.model, run.total
-    length = data.train.sequence_length
-    meter = ThroughputMeter(
-        total_steps=total,
-        sequences_per_step=config.batch_size,
-        tokens_per_step=config.batch_size * length,
-        model_flops_per_step=update_flops(model.config, config.batch_size, length, 0),
-    )
+    meter = ThroughputMeter(total_steps=total, per_step={"sequences_per_second": config.batch_size})
     evaluated = _evaluation_steps(config, len(data.train), total)
     description = checkpoint_description(model.config, model.classes, config.to_dict())
     tokenizer = run.source.tokenizer.to_dict()
     teacher_params = sharding.put_replicated(run.mesh, teacher.params if teacher else None)
     start = step = int(state.step)
-    batches = glue_batches.train_batches(data.train, config.batch_size, seed, start_update=start)
+    batches = glue_batches.train_batches(data.train, config.batch_size, seed, total, start)
     unread: list[dict[str, jax.Array]] = []  # metrics since the last log point
     with Telemetry(directory, name=stage.label, start_step=start, total_steps=total) as telemetry:
-        while step < total:
-            batch = put_rows(run.mesh, next(batches))
+        for batch in batches:
             dropout = not config.dropout_until_evaluation or not evaluated_in_epoch(
                 step, evaluated, len(data.train), config.batch_size
             )
-            state, metrics = stage.update(state, teacher_params, seed, batch, dropout=dropout)
+            rows = put_rows(run.mesh, batch)
+            state, metrics = stage.update(state, teacher_params, seed, rows, dropout=dropout)
             step += 1
             unread.append(metrics)
             if step == start + 1:

@@ -47,13 +47,16 @@ def outputs(
       batch_size: a multiple of the mesh's devices.
       progress: show a bar.
     """
-    logits, weights = [], []
+    numbers, logits = [], []
     batches = glue_batches.evaluation_batches(split, batch_size)
     total = -(-len(split) // batch_size)
-    for batch in tqdm.tqdm(batches, total=total, unit="batch", disable=not progress):
+    for examples, batch in tqdm.tqdm(batches, total=total, unit="batch", disable=not progress):
+        numbers.append(examples)
         logits.append(predict(params, put_rows(mesh, batch)))
-        weights.append(batch["weights"])
-    return np.concatenate(jax.device_get(logits))[np.concatenate(weights) > 0]
+    found = np.concatenate(jax.device_get(logits))[: len(split)]
+    in_order = np.empty_like(found)
+    in_order[np.concatenate(numbers)] = found
+    return in_order
 
 
 def put_rows(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

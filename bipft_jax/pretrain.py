@@ -301,9 +301,13 @@ def _loop(
     length, predictions = run.examples.sequence_length, run.examples.max_predictions
     meter = ThroughputMeter(
         total_steps=last,
-        sequences_per_step=config.batch_size,
-        tokens_per_step=config.batch_size * length,
-        model_flops_per_step=update_flops(model_config, config.batch_size, length, predictions),
+        per_step={
+            "sequences_per_second": config.batch_size,
+            "tokens_per_second": config.batch_size * length,
+            "model_flops_per_second": update_flops(
+                model_config, config.batch_size, length, predictions
+            ),
+        },
     )
     description = checkpoint_description(model_config, 0, config.to_dict())
     tokenizer = run.corpus.tokenizer.to_dict()

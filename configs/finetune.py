@@ -52,6 +52,9 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.task = task or "sst2"
     config.glue_dir = ""  # directory that holds CoLA/, SST-2/, ... as the benchmark ships them
     config.max_length = 128  # tokens; longer sentences are cut, pairs longest first
+    # Padded lengths that batches of like sentences come in: the longest and its half, quarter, ...;
+    # one compilation each. 1, as the references: all the longest, sentences of any length together.
+    config.length_buckets = 4
     config.seeds = (0,)  # each of them finetunes once: classifier, data order and dropout
 
     # Optimisation

@@ -159,8 +159,8 @@ def test_each_stage_has_the_one_before_as_teacher(staged):
     """The loss of the second stage's first update, from its two models."""
     workdir, config, _ = staged
     source = load_source(workdir / STAGE_1 / "seed_3")
-    data = finetune.load_task(glue_task("sst2"), config.glue_dir, source.tokenizer, 128)
-    batch = next(glue_batches.train_batches(data.train, 16, 3))
+    data = finetune.load_task(glue_task("sst2"), config.glue_dir, source.tokenizer, 128, 1)
+    batch = next(glue_batches.train_batches(data.train, 16, 3, 1))
     student, teacher = (
         behaviour(
             BertForSequenceClassification(

@@ -1,5 +1,6 @@
 """Files in GLUE's layouts in, submission files and probabilities out."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,17 +8,20 @@ import numpy as np
 import pytest
 
 from bipft_jax import predict
+from bipft_jax.data import glue, glue_batches
 from bipft_jax.data.tokenizers import WordPieceTokenizer
 from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
+from bipft_jax.training import sharding
+from bipft_jax.training import step as steps
 from bipft_jax.training.warm_start import Source, abstract_params
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 
 
-def source(classes, task=None, **run) -> Source:
-    """A full-precision classifier with random weights."""
-    config = BertConfig(recipe_named("fp"), len(PIECES), 1, 16, 2, 32, 16)
+def source(classes, task=None, recipe="fp", **run) -> Source:
+    """A classifier with random weights."""
+    config = BertConfig(recipe_named(recipe), len(PIECES), 1, 16, 2, 32, 16)
     values = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: values.normal(size=leaf.shape).astype(np.float32),
@@ -115,3 +119,21 @@ def test_what_cannot_be_answered_is_explained(monkeypatch, tmp_path, model, text
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, tmp_path, model, text, *options)
     assert not (tmp_path / "out.tsv").exists()
+
+
+@pytest.mark.parametrize("recipe", ["fp", "bibert"])
+def test_padding_changes_no_answer(recipe):
+    model = source(2, recipe=recipe)
+    config = model.config()
+    module = BertForSequenceClassification(config, 2)
+    texts = [" ".join("abcdefgh"[i] for i in range(n)) for n in (7, 1, 3, 8, 2)]
+    split = glue.GlueSplit(glue.glue_task("sst2"), "dev", texts, None, np.zeros(5, np.int32))
+    encoded = glue_batches.encode(split, model.tokenizer, 16)
+    step, mesh = jax.jit(steps.prediction_step(module)), sharding.data_mesh(jax.devices()[:1])
+
+    def logits(*lengths):
+        padded = dataclasses.replace(encoded, padded_lengths=lengths)
+        return predict.outputs(step, model.params, padded, 2, mesh)
+
+    assert np.ptp(logits(16), axis=0).max() > 0.1
+    np.testing.assert_allclose(logits(4, 8, 16), logits(16), atol=1e-5)

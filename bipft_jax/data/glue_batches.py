@@ -3,6 +3,9 @@
 An example is `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, token type 1 for `B [SEP]`. A batch is a
 dict of input_ids, token_type_ids, attention_mask int32[B, S], labels int32[B] (float32[B] for
 regression) and weights float32[B], 0 for the rows that only fill up the last evaluation batch.
+
+S is one of a few padded lengths, for each is a compilation. With more than one, batches are made of
+sentences of like length, so that short ones do not pay for the longest.
 """
 
 import dataclasses
@@ -24,7 +27,8 @@ class EncodedSplit:
         offsets: int64[N + 1]; example i is `tokens[offsets[i]:offsets[i + 1]]`.
         first_lengths: int32[N]; tokens of token type 0: `[CLS] A [SEP]`.
         labels: int32[N] or float32[N].
-        sequence_length: the padded length S of every batch (so that a step compiles once).
+        padded_lengths: the lengths S that batches are padded to, ascending; each batch gets the
+            first that holds its longest example.
         pad_id: the tokenizer's padding id.
         truncated: examples that were cut to fit.
     """
@@ -33,12 +37,17 @@ class EncodedSplit:
     offsets: np.ndarray
     first_lengths: np.ndarray
     labels: np.ndarray
-    sequence_length: int
+    padded_lengths: tuple[int, ...]
     pad_id: int
     truncated: int
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[N]; tokens of each example."""
+        return np.diff(self.offsets)
 
     def batch(self, indices: Sequence[int] | np.ndarray, real_rows: int) -> dict[str, np.ndarray]:
         """The examples at `indices` as one padded batch.
@@ -47,7 +56,8 @@ class EncodedSplit:
             input_ids, token_type_ids, attention_mask int32[B, S], labels [B] and weights
             float32[B]: 1 for the first `real_rows` rows, 0 for the others.
         """
-        shape = (len(indices), self.sequence_length)
+        longest = self.lengths[np.asarray(indices)].max()
+        shape = (len(indices), next(n for n in self.padded_lengths if n >= longest))
         input_ids = np.full(shape, self.pad_id, np.int32)
         token_type_ids = np.zeros(shape, np.int32)
         attention_mask = np.zeros(shape, np.int32)
@@ -68,8 +78,8 @@ class EncodedSplit:
 def encode(split: GlueSplit, tokenizer: Tokenizer, max_length: int) -> EncodedSplit:
     """Tokenizes a split, adding [CLS] and [SEP] and cutting examples to `max_length` tokens.
 
-    A pair is cut "longest first", as Hugging Face's fast tokenizers do. The padded length is the
-    longest example's, rounded up to a multiple of 8 and at most `max_length`.
+    A pair is cut "longest first", as Hugging Face's fast tokenizers do. The one padded length is
+    the longest example's, rounded up to a multiple of 8 and at most `max_length`.
 
     Raises:
         ValueError: if `max_length` leaves no room for one token of each sentence.
@@ -100,13 +110,13 @@ def encode(split: GlueSplit, tokenizer: Tokenizer, max_length: int) -> EncodedSp
         if encoded2 is not None:
             ids += b[:length2] + sep
         examples.append(np.asarray(ids, np.int32))
-    lengths = np.array([len(example) for example in examples])
+    lengths = [len(example) for example in examples]
     return EncodedSplit(
         tokens=np.concatenate(examples),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         first_lengths=first_lengths,
         labels=split.labels,
-        sequence_length=min(max_length, -(-int(lengths.max()) // 8) * 8),
+        padded_lengths=(min(max_length, _multiple_of_8(max(lengths))),),
         pad_id=tokenizer.pad_id,
         truncated=int(truncated),
     )
@@ -132,6 +142,16 @@ def longest_first_lengths(length1: int, length2: int, room: int) -> tuple[int, i
 
 # --- batches -------------------------------------------------------------------------------------
 
+_WINDOW = 50  # batches among which examples are grouped by length; as Hugging Face's trainer does
+_WINDOWS_IN_EPOCH = 4  # at least
+
+
+def padded_lengths(longest: int, count: int) -> tuple[int, ...]:
+    """At most `count` padded lengths, ascending: `longest`, and its half, quarter, ... rounded up
+    to a multiple of 8."""
+    shorter = {_multiple_of_8(-(-longest // 2**halvings)) for halvings in range(1, count)}
+    return (*sorted(n for n in shorter if n < longest), longest)
+
 
 def updates_for_epochs(num_examples: int, batch_size: int, epochs: int) -> int:
     """Updates of `batch_size` examples until every example was seen `epochs` times, rounded up."""
@@ -139,38 +159,55 @@ def updates_for_epochs(num_examples: int, batch_size: int, epochs: int) -> int:
 
 
 def train_batches(
-    encoded: EncodedSplit, batch_size: int, seed: int, start_update: int = 0
+    encoded: EncodedSplit, batch_size: int, seed: int, num_updates: int, start_update: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless shuffled training batches, beginning with that of update `start_update` (0-based).
+    """Shuffled training batches of the updates `start_update` (0-based) to `num_updates` - 1.
 
-    The batches cut one long stream of examples into equal pieces; the stream is a fresh
-    permutation of the split for every epoch, drawn from (seed, epoch). So each example comes once
-    per epoch, no batch is short, one that crosses the end of an epoch takes its rest from the
-    next, and batch u depends on nothing but (seed, u): a resumed run goes on exactly where it
-    stopped. Every process of a multi-host run makes the same global batch.
+    They cut one long stream of examples into equal pieces; the stream is a fresh permutation of the
+    split for every epoch, drawn from (seed, epoch). So each example comes once per epoch, no batch
+    is short, and one that crosses the end of an epoch takes its rest from the next. With several
+    padded lengths the examples of a window of batches are dealt to them by length, and the batches
+    shuffled.
+
+    Batch u depends on nothing but seed, u and `num_updates`, where the last window ends: a resumed
+    run goes on exactly where it stopped. Every process of a multi-host run makes the same global
+    batch.
     """
-    num_examples = len(encoded)
-    rows = np.arange(batch_size)
-    epoch, order = -1, np.empty(0, np.int64)
-    update = start_update
-    while True:
-        stream = update * batch_size + rows
-        indices = np.empty(batch_size, np.int64)
-        # Usually one epoch, two at a boundary, more only if the split is smaller than a batch.
-        for needed in np.unique(stream // num_examples):
-            if needed != epoch:
-                epoch = int(needed)
-                order = np.random.default_rng((seed, epoch)).permutation(num_examples)
-            here = stream // num_examples == epoch
-            indices[here] = order[stream[here] % num_examples]
-        yield encoded.batch(indices, real_rows=batch_size)
-        update += 1
+    window = 1
+    if len(encoded.padded_lengths) > 1:
+        window = max(min(len(encoded) // (_WINDOWS_IN_EPOCH * batch_size), _WINDOW), 1)
+    for first in range(start_update // window * window, num_updates, window):
+        last = min(first + window, num_updates)
+        batches = _stream(len(encoded), seed, first * batch_size, last * batch_size)
+        if window > 1:
+            batches = batches[np.argsort(encoded.lengths[batches], kind="stable")]
+        batches = batches.reshape(-1, batch_size)
+        if window > 1:  # the third number: another draw than an epoch's
+            np.random.default_rng((seed, first, 1)).shuffle(batches)
+        for indices in batches[max(start_update - first, 0) :]:
+            yield encoded.batch(indices, real_rows=batch_size)
 
 
-def evaluation_batches(encoded: EncodedSplit, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """All examples once, in file order. The last batch is filled up by repeating the last example
-    with weight 0 (a row of padding alone would leave attention without a valid key)."""
-    for start in range(0, len(encoded), batch_size):
-        indices = np.arange(start, start + batch_size)
-        real_rows = min(batch_size, len(encoded) - start)
-        yield encoded.batch(np.minimum(indices, len(encoded) - 1), real_rows)
+def _stream(num_examples: int, seed: int, start: int, stop: int) -> np.ndarray:
+    """int64[stop - start]: the examples at these places of the endless stream of epochs."""
+    epochs = range(start // num_examples, -(-stop // num_examples))
+    orders = [np.random.default_rng((seed, e)).permutation(num_examples) for e in epochs]
+    begin = epochs.start * num_examples
+    return np.concatenate(orders)[start - begin : stop - begin]
+
+
+def evaluation_batches(
+    encoded: EncodedSplit, batch_size: int
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """All examples once, short ones first: the numbers of a batch's examples, and the batch. The
+    last one is filled up by repeating its last example with weight 0 (a row of padding alone would
+    leave attention without a valid key), which is not among the numbers."""
+    order = np.argsort(encoded.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        filled = np.pad(numbers, (0, batch_size - len(numbers)), mode="edge")
+        yield numbers, encoded.batch(filled, len(numbers))
+
+
+def _multiple_of_8(length: int) -> int:
+    return -(-length // 8) * 8

@@ -133,24 +133,19 @@ class ThroughputMeter:
         self,
         *,
         total_steps: int,
-        sequences_per_step: int,
-        tokens_per_step: int,
-        model_flops_per_step: float,
+        per_step: Mapping[str, float],
         clock: Callable[[], float] = time.perf_counter,
     ):
         """Arguments:
         total_steps: of the run, for the time that remains.
-        sequences_per_step, tokens_per_step: of the global batch; tokens count padding.
-        model_flops_per_step: floating-point operations that the model's mathematics needs for
-          forward and backward, whatever the hardware executes.
+        per_step: what a step does, by the name of its rate: `sequences_per_second`,
+          `tokens_per_second` (both of the global batch; tokens count padding) and
+          `model_flops_per_second` (floating-point operations that the model's mathematics needs for
+          forward and backward, whatever the hardware executes), or some of them.
         clock: seconds.
         """
         self._total_steps = total_steps
-        self._per_step = {
-            "sequences_per_second": sequences_per_step,
-            "tokens_per_second": tokens_per_step,
-            "model_flops_per_second": model_flops_per_step,
-        }
+        self._per_step = dict(per_step)
         self._clock = clock
         self._first: tuple[int, float] | None = None
         self._last: tuple[int, float] | None = None
@@ -164,9 +159,9 @@ class ThroughputMeter:
         """Rates since the last call of either method, and begins a new interval.
 
         Returns:
-          `sequences_per_second`, `tokens_per_second`, `model_flops_per_second` and `eta_seconds`
-          (from the whole time since the first `restart`, evaluation and saving included); empty if
-          there is no interval yet, or no step in it.
+          those named by `per_step`, and `eta_seconds` (from the whole time since the first
+          `restart`, evaluation and saving included); empty if there is no interval yet, or no step
+          in it.
         """
         last = self._last
         self.restart(step)

@@ -235,7 +235,7 @@ def test_single_sentences_and_padded_length():
     tokenizer = WordPieceTokenizer(VOCABULARY)
     split = split_of("sst2", ["a b", " ".join(LETTERS[:9]), "C!"])
     encoded = glue_batches.encode(split, tokenizer, 128)
-    assert encoded.sequence_length == 16 and encoded.truncated == 0  # 11 tokens, to a multiple of 8
+    assert encoded.padded_lengths == (16,) and encoded.truncated == 0  # 11 tokens
     batch = encoded.batch([0, 2], 2)
     assert batch["input_ids"][:, :5].tolist() == [[CLS, 5, 6, SEP, PAD], [CLS, 7, UNK, SEP, PAD]]
     assert batch["attention_mask"].sum(axis=1).tolist() == [4, 4]
@@ -245,7 +245,7 @@ def test_single_sentences_and_padded_length():
         for key in ("input_ids", "token_type_ids", "attention_mask", "labels")
     )
     cut = glue_batches.encode(split, tokenizer, 6)
-    assert cut.sequence_length == 6 and cut.truncated == 1
+    assert cut.padded_lengths == (6,) and cut.truncated == 1
     assert cut.batch([1], 1)["input_ids"].tolist() == [[CLS, 5, 6, 7, 8, SEP]]
     with pytest.raises(ValueError, match="max_length=4"):
         glue_batches.encode(split_of("rte", ["a"], ["b"]), tokenizer, 4)
@@ -262,8 +262,8 @@ def numbered(num_examples: int) -> glue_batches.EncodedSplit:
 
 
 def order(encoded, batch_size, seed, updates, start=0) -> list[int]:
-    batches = glue_batches.train_batches(encoded, batch_size, seed, start)
-    return [n for b in itertools.islice(batches, updates) for n in b["labels"].tolist()]
+    batches = glue_batches.train_batches(encoded, batch_size, seed, updates, start)
+    return [n for b in batches for n in b["labels"].tolist()]
 
 
 @pytest.mark.parametrize(("num_examples", "batch_size"), [(10, 4), (8, 4), (3, 8)])
@@ -282,20 +282,64 @@ def test_a_resumed_run_sees_the_same_batches():
     encoded = numbered(10)
     straight = order(encoded, 4, seed=3, updates=12)
     for start in (1, 2, 5, 10):
-        assert order(encoded, 4, seed=3, updates=12 - start, start=start) == straight[4 * start :]
-    batch = next(glue_batches.train_batches(encoded, 4, 3))
+        assert order(encoded, 4, seed=3, updates=12, start=start) == straight[4 * start :]
+    batch = next(glue_batches.train_batches(encoded, 4, 3, 1))
     assert batch["weights"].tolist() == [1] * 4 and batch["weights"].dtype == np.float32
 
 
-def test_evaluation_sees_each_example_once_with_weight_one():
-    batches = list(glue_batches.evaluation_batches(numbered(10), 4))
-    assert [len(b["labels"]) for b in batches] == [4, 4, 4]
-    assert [b["weights"].tolist() for b in batches] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
-    weighted = [
-        n for b in batches for n, w in zip(b["labels"].tolist(), b["weights"], strict=True) if w
-    ]
-    assert weighted == list(range(10))
-    assert all(b["attention_mask"].any(axis=1).all() for b in batches)
+def of_lengths(words, padded_lengths) -> glue_batches.EncodedSplit:
+    """Examples of so many words each, whose labels are their numbers."""
+    texts = [" ".join("a" * n) for n in words]
+    split = split_of("sst2", texts, labels=np.arange(len(words), dtype=np.int32))
+    encoded = glue_batches.encode(split, WordPieceTokenizer(VOCABULARY), 32)
+    return dataclasses.replace(encoded, padded_lengths=padded_lengths)
+
+
+def test_padded_lengths_halve():
+    assert glue_batches.padded_lengths(64, 1) == (64,)
+    assert glue_batches.padded_lengths(128, 4) == (16, 32, 64, 128)
+    assert glue_batches.padded_lengths(72, 4) == (16, 24, 40, 72)
+    assert glue_batches.padded_lengths(16, 9) == (8, 16)
+    assert glue_batches.padded_lengths(6, 4) == (6,)
+
+
+def test_batches_of_like_lengths_are_short_and_nothing_is_lost():
+    """32 examples of 3 to 34 tokens in batches of 2: windows of 4 batches, 4 windows an epoch."""
+    encoded = of_lengths([1 + i * 7 % 32 for i in range(32)], (8, 16, 32))
+    batches = list(glue_batches.train_batches(encoded, 2, seed=0, num_updates=32))
+    for window in range(8):
+        here = batches[4 * window : 4 * window + 4]
+        found = sorted(n for batch in here for n in encoded.lengths[batch["labels"]].tolist())
+        # Each batch has neighbours in length, and the first padded length that holds them.
+        pairs = sorted(sorted(encoded.lengths[batch["labels"]].tolist()) for batch in here)
+        assert pairs == [found[i : i + 2] for i in range(0, 8, 2)]
+        for batch in here:
+            longest = encoded.lengths[batch["labels"]].max()
+            width = batch["input_ids"].shape[1]
+            assert longest <= width and (width == 8 or longest > width // 2)
+    lengths = [[int(b["attention_mask"].sum()) for b in batches[i : i + 4]] for i in (0, 4, 8)]
+    assert any(row != sorted(row) for row in lengths)  # nor are short batches always first
+    for epoch in (0, 1):
+        stream = [n for b in batches[16 * epoch : 16 * epoch + 16] for n in b["labels"].tolist()]
+        assert sorted(stream) == list(range(32))
+
+
+def test_a_run_that_ends_within_a_window_still_sees_each_example_once():
+    encoded = of_lengths([1 + i * 7 % 30 for i in range(33)], (8, 16, 32))
+    straight = order(encoded, 3, seed=5, updates=11)  # windows of 2 batches
+    assert sorted(straight) == list(range(33))
+    for start in (1, 2, 10):
+        assert order(encoded, 3, seed=5, updates=11, start=start) == straight[3 * start :]
+
+
+def test_evaluation_sees_each_example_once_with_weight_one_and_short_ones_first():
+    encoded = of_lengths([9, 1, 20, 3, 2, 25, 1, 1, 1, 5], (8, 16, 32))
+    batches = list(glue_batches.evaluation_batches(encoded, 4))
+    assert [numbers.tolist() for numbers, _ in batches] == [[1, 6, 7, 8], [4, 3, 9, 0], [2, 5]]
+    assert [b["labels"].tolist() for _, b in batches] == [[1, 6, 7, 8], [4, 3, 9, 0], [2, 5, 5, 5]]
+    assert [b["weights"].tolist() for _, b in batches] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]
+    assert [b["input_ids"].shape for _, b in batches] == [(4, 8), (4, 16), (4, 32)]
+    assert all(b["attention_mask"].any(axis=1).all() for _, b in batches)
 
 
 # --- scores --------------------------------------------------------------------------------------

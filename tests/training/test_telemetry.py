@@ -79,9 +79,11 @@ def test_rates_leave_out_the_first_step_and_evaluation():
     now = [0.0]
     meter = ThroughputMeter(
         total_steps=100,
-        sequences_per_step=8,
-        tokens_per_step=1024,
-        model_flops_per_step=2e9,
+        per_step={
+            "sequences_per_second": 8,
+            "tokens_per_second": 1024,
+            "model_flops_per_second": 2e9,
+        },
         clock=lambda: now[0],
     )
     now[0] = 60.0  # compiling
@@ -102,9 +104,7 @@ def test_rates_leave_out_the_first_step_and_evaluation():
 
 
 def test_rates_are_empty_before_there_is_an_interval():
-    meter = ThroughputMeter(
-        total_steps=9, sequences_per_step=1, tokens_per_step=1, model_flops_per_step=1
-    )
+    meter = ThroughputMeter(total_steps=9, per_step={"sequences_per_second": 1})
     assert meter.rates(0) == {}
 
 

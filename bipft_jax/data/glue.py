@@ -6,15 +6,20 @@ else in the library asks which task it is working on.
 The files are the benchmark's own: `GLUE_DIR/<task directory>/{train,dev}.tsv`, tab-separated with
 **no quoting**. A quotation mark is an ordinary character, often an unbalanced one, so a row ends at
 the line's end whatever its fields hold. GLUE: Wang et al. 2018, arXiv:1804.07461.
+
+GLUE_DIR may as well be a data directory of TensorFlow Datasets (`bipft_jax.data.glue_tfds`), which
+has the same rows in `GLUE_DIR/glue/<task>/<version>/`.
 """
 
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from bipft_jax.data import glue_tfds
 from bipft_jax.errors import unknown_name
 
 Column = str | int  # by header name, or by 0-based position in a file without a header
@@ -38,6 +43,8 @@ class GlueTask:
         dev_splits: file stems of the dev sets; the first is required and selects the best epoch.
         skip_short_rows: the official file is known to hold rows broken over two lines, which
             every user of the benchmark drops. They are counted and logged, not silently lost.
+        tfds_sentences: the sentences' features in TFDS, where they are not named as the columns.
+        tfds_label_names: the classes in TFDS, in the same order, where its names are others.
     """
 
     name: str
@@ -49,6 +56,14 @@ class GlueTask:
     epochs: int
     dev_splits: tuple[str, ...] = ("dev",)
     skip_short_rows: bool = False
+    tfds_sentences: tuple[str] | tuple[str, str] | None = None
+    tfds_label_names: tuple[str, ...] | None = None
+
+    @property
+    def sentence_names(self) -> tuple[str, ...]:
+        """The sentence columns' names where they have some: tasks whose train and dev files have no
+        header have one in their test file."""
+        return tuple(name if isinstance(name, str) else "sentence" for name in self.sentences)
 
     @property
     def is_regression(self) -> bool:
@@ -69,47 +84,38 @@ _ROW_NUMBERS = ("index", "id")  # the first that a header has
 _BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
 
+# fmt: off
 TASKS: dict[str, GlueTask] = {
     task.name: task
     for task in (
         # name, directory, sentence column(s), label column, classes, metrics, epochs
-        GlueTask("cola", "CoLA", (3,), 1, _BINARY, ("matthews", "accuracy"), 50),
-        GlueTask("sst2", "SST-2", ("sentence",), "label", _BINARY, ("accuracy",), 10),
-        GlueTask(
-            "mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", _BINARY, ("accuracy", "f1"), 20
-        ),
-        GlueTask(
-            "stsb", "STS-B", ("sentence1", "sentence2"), "score", None, ("pearson", "spearman"), 20
-        ),
+        GlueTask("cola", "CoLA", (3,), 1, _BINARY, ("matthews", "accuracy"), 50,
+                 tfds_label_names=("unacceptable", "acceptable")),
+        GlueTask("sst2", "SST-2", ("sentence",), "label", _BINARY, ("accuracy",), 10,
+                 tfds_label_names=("negative", "positive")),
+        GlueTask("mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", _BINARY,
+                 ("accuracy", "f1"), 20, tfds_sentences=("sentence1", "sentence2"),
+                 tfds_label_names=("not_equivalent", "equivalent")),
+        GlueTask("stsb", "STS-B", ("sentence1", "sentence2"), "score", None,
+                 ("pearson", "spearman"), 20),
         GlueTask("rte", "RTE", ("sentence1", "sentence2"), "label", _ENTAILMENT, ("accuracy",), 20),
         # The reference has no WNLI script. Its dev pairs are near copies of train pairs with the
         # opposite label, so long training ends below the majority class: 5 epochs.
-        GlueTask("wnli", "WNLI", ("sentence1", "sentence2"), "label", _BINARY, ("accuracy",), 5),
+        GlueTask("wnli", "WNLI", ("sentence1", "sentence2"), "label", _BINARY, ("accuracy",), 5,
+                 tfds_label_names=("not_entailment", "entailment")),
         GlueTask("qnli", "QNLI", ("question", "sentence"), "label", _ENTAILMENT, ("accuracy",), 10),
-        GlueTask(
-            "qqp",
-            "QQP",
-            ("question1", "question2"),
-            "is_duplicate",
-            _BINARY,
-            ("accuracy", "f1"),
-            6,
-            skip_short_rows=True,
-        ),
-        GlueTask(
-            "mnli",
-            "MNLI",
-            ("sentence1", "sentence2"),
-            "gold_label",
-            ("entailment", "neutral", "contradiction"),
-            ("accuracy",),
-            6,
-            dev_splits=("dev_matched", "dev_mismatched"),
-        ),
+        GlueTask("qqp", "QQP", ("question1", "question2"), "is_duplicate", _BINARY,
+                 ("accuracy", "f1"), 6, skip_short_rows=True,
+                 tfds_label_names=("not_duplicate", "duplicate")),
+        GlueTask("mnli", "MNLI", ("sentence1", "sentence2"), "gold_label",
+                 ("entailment", "neutral", "contradiction"), ("accuracy",), 6,
+                 dev_splits=("dev_matched", "dev_mismatched"),
+                 tfds_sentences=("premise", "hypothesis")),
         # Real sentences against the same with two words swapped, see data/acceptability.py.
         GlueTask("acceptability", "acceptability", (3,), 1, _BINARY, ("matthews", "accuracy"), 10),
     )
 }
+# fmt: on
 
 
 def glue_task(name: str) -> GlueTask:
@@ -124,7 +130,7 @@ def glue_task(name: str) -> GlueTask:
 
 @dataclasses.dataclass(frozen=True)
 class GlueSplit:
-    """The rows of one file, in file order.
+    """The rows of one split, in the order of the benchmark's file.
 
     Attributes:
         task: the task it belongs to.
@@ -147,38 +153,79 @@ class GlueSplit:
 
 
 def dev_splits(task: GlueTask, glue_dir: str | Path) -> tuple[str, ...]:
-    """The dev sets to evaluate on: the first is required, others count where their file exists."""
+    """The dev sets to evaluate on: the first is required, others count where they exist.
+
+    Raises: ValueError for a task that is there in both layouts, or a dataset that cannot be opened.
+    """
     first, *others = task.dev_splits
-    directory = Path(glue_dir) / task.directory
-    return (first, *(name for name in others if (directory / f"{name}.tsv").exists()))
+    glue_dir = Path(glue_dir).expanduser()
+    if dataset := _dataset(task, glue_dir):
+        present = [name for name in others if glue_tfds.has_split(dataset, name)]
+    else:
+        directory = glue_dir / task.directory
+        present = [name for name in others if (directory / f"{name}.tsv").exists()]
+    return (first, *present)
 
 
 def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
-    """Reads `glue_dir/<task.directory>/<split>.tsv`.
+    """Reads `glue_dir/<task.directory>/<split>.tsv`, or the newest version of the dataset
+    `glue_dir/glue/<task.name>`.
 
-    A byte-order mark, Windows line ends, columns that the task does not use and quotation marks of
-    any kind are fine.
+    In a file, a byte-order mark, Windows line ends, columns that the task does not use and
+    quotation marks of any kind are fine.
 
     Raises:
         ValueError: naming file and line: no such file, not UTF-8, no rows, a missing column, a row
             with too few fields or more than the header, a label that is not in the table, a score
-            that is not a number.
+            that is not a number. Naming the dataset: as `glue_tfds.read_records`. Naming both: a
+            task that is there in both layouts.
     """
-    path = _find_file(task, Path(glue_dir), split)
+    glue_dir = Path(glue_dir).expanduser()
+    if dataset := _dataset(task, glue_dir):
+        sentences, labels = glue_tfds.read_records(
+            dataset,
+            split,
+            task.tfds_sentences or task.sentence_names,
+            task.tfds_label_names or task.label_names,
+        )
+        return _split(task, split, sentences, labels)
+    path = _find_file(task, glue_dir, split)
     rows = _read_columns(path, task, (*task.sentences, task.label))
     *sentences, labels = zip(*rows.fields, strict=True)
     parsed = [
         _parse_label(task, label, f"{path}:{line}")
         for label, line in zip(labels, rows.lines, strict=True)
     ]
+    dtype = np.float32 if task.is_regression else np.int32
+    return _split(task, split, sentences, np.asarray(parsed, dtype), rows.skipped)
+
+
+def _split(
+    task: GlueTask,
+    split: str,
+    sentences: Sequence[Sequence[str]],
+    labels: np.ndarray,
+    skipped_rows: int = 0,
+) -> GlueSplit:
     return GlueSplit(
         task=task,
         split=split,
         sentences1=list(sentences[0]),
         sentences2=list(sentences[1]) if len(sentences) == 2 else None,
-        labels=np.asarray(parsed, np.float32 if task.is_regression else np.int32),
-        skipped_rows=rows.skipped,
+        labels=labels,
+        skipped_rows=skipped_rows,
     )
+
+
+def _dataset(task: GlueTask, glue_dir: Path) -> Path | None:
+    """The task's TFDS dataset; None where the task is to be read from the benchmark's files."""
+    dataset, directory = glue_tfds.newest_version(glue_dir, task.name), glue_dir / task.directory
+    if dataset and directory.is_dir():
+        raise ValueError(
+            f"task {task.name} is there twice, as the benchmark's files in {directory} and as the "
+            f"TFDS dataset {dataset}: remove or move one of them"
+        )
+    return dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +256,7 @@ def read_unlabelled(task: GlueTask, path: str | Path) -> Unlabelled:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    # Tasks whose train and dev files have no header have one in their test file.
-    columns = tuple(name if isinstance(name, str) else "sentence" for name in task.sentences)
+    columns = task.sentence_names
     header = _read_lines(path)[0].split("\t")
     number = [name for name in _ROW_NUMBERS if name in header][:1]
     task = dataclasses.replace(task, skip_short_rows=False)
@@ -286,9 +332,11 @@ def _find_file(task: GlueTask, glue_dir: Path, split: str) -> Path:
     directory = glue_dir / task.directory
     if not directory.is_dir():
         present = [t.directory for t in TASKS.values() if (glue_dir / t.directory).is_dir()]
+        present += [f"glue/{name}" for name in TASKS if glue_tfds.newest_version(glue_dir, name)]
         raise ValueError(
-            f"{glue_dir} has no directory {task.directory}, which task {task.name} is read from; "
-            f"task directories there: {', '.join(present) or 'none'}"
+            f"{glue_dir} has no directory {task.directory} and no TFDS dataset "
+            f"glue/{task.name}/VERSION, which task {task.name} is read from; tasks there: "
+            f"{', '.join(present) or 'none'}"
         )
     path = directory / f"{split}.tsv"
     if not path.is_file():

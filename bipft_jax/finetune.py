@@ -55,12 +55,15 @@ from bipft_jax.training.workdir import check_workdir, claim_workdir, write_json
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """A task's training split and dev splits, encoded; the first dev split selects."""
+    """A task's training split and dev splits, encoded; the first dev split selects.
+
+    baseline: scores of the majority class, by name as `evaluate`'s.
+    """
 
     task: glue.GlueTask
     train: glue_batches.EncodedSplit
     dev: dict[str, glue_batches.EncodedSplit]
-    baseline: dict[str, dict[str, float]]
+    baseline: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +119,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     run = make_run(config)
     claim_workdir(workdir, config.to_dict())
     results = [finetune_seed(run, run.stage, Path(workdir), seed) for seed in config.seeds]
-    majority_class = run.data.baseline[next(iter(run.data.dev))]
-    summary = summarise(config, run.data.task, majority_class, results)
+    summary = summarise(config, run.data.task, run.data.baseline, results)
     if jax.process_index() == 0:
         write_json(Path(workdir) / RESULT_NAME, summary)
     print(table(summary))
@@ -328,7 +330,7 @@ def load_task(
     }
     train_split = splits.pop("train")
     baseline = {name: glue_metrics.baseline(train_split, dev) for name, dev in splits.items()}
-    return TaskData(task, encoded.pop("train"), encoded, baseline)
+    return TaskData(task, encoded.pop("train"), encoded, _scores(baseline))
 
 
 def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str, Any]:
@@ -453,9 +455,17 @@ def evaluated_in_epoch(step: int, evaluated: set[int], examples: int, batch_size
 
 def evaluate(predict, params, data: TaskData, batch_size: int, mesh) -> dict[str, float]:
     """Scores on every dev split; those of further splits are named METRIC_SPLIT."""
-    scores: dict[str, float] = {}
-    for index, (name, split) in enumerate(data.dev.items()):
-        logits = outputs(predict, params, split, batch_size, mesh)
-        found = glue_metrics.evaluate(data.task, logits, split.labels)
-        scores |= {(k if index == 0 else f"{k}_{name}"): v for k, v in found.items()}
-    return scores
+    return _scores(
+        {
+            name: glue_metrics.evaluate(
+                data.task, outputs(predict, params, split, batch_size, mesh), split.labels
+            )
+            for name, split in data.dev.items()
+        }
+    )
+
+
+def _scores(by_split: dict[str, dict[str, float]]) -> dict[str, float]:
+    first, *others = by_split
+    further = {f"{key}_{name}": v for name in others for key, v in by_split[name].items()}
+    return by_split[first] | further

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,6 @@ def summarise(
       baseline: scores of the majority class.
       results: result.json of each seed.
     """
-    names = results[0]["best"]
-    columns = {name: [r["best"][name] for r in results] for name in names}
     return {
         "task": task.name,
         "recipe": config.recipe,
@@ -90,14 +89,22 @@ def summarise(
         "init_from": config.init_from,
         "selection_metric": task.selection_metric,
         "higher_is_better": True,
+        **statistics([r["best"] for r in results]),
+        "majority_class": baseline,
+        "seeds": results,
+        "config": config.to_dict(),
+    }
+
+
+def statistics(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """`mean` and `standard_deviation` (of a sample; None of one seed) of all seeds' scores."""
+    columns = {name: [of_seed[name] for of_seed in scores] for name in scores[0]}
+    return {
         "mean": {name: float(np.mean(column)) for name, column in columns.items()},
         "standard_deviation": {
             name: float(np.std(column, ddof=1)) if len(column) > 1 else None
             for name, column in columns.items()
         },
-        "majority_class": baseline,
-        "seeds": results,
-        "config": config.to_dict(),
     }
 
 

@@ -4,8 +4,8 @@
         --config.init_from=WORKDIR --config.glue_dir=DIR --workdir=DIR
 
 RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. TASK: cola, sst2, mrpc, stsb,
-rte, wnli, qnli, qqp, mnli, or acceptability (`python -m bipft_jax.data.acceptability`). Size and
-tokenizer come from `init_from`.
+rte, wnli, qnli, qqp, mnli, all of these (`all`, with the averages that papers report), or
+acceptability (`python -m bipft_jax.data.acceptability`). Size and tokenizer come from `init_from`.
 
 Scores are those of the best update on the first dev split; result.json also has the last update's,
 with which the reference scores MNLI-mm (SPEC quirk 14).
@@ -21,7 +21,7 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     """arg: "RECIPE,TASK"."""
     recipe, _, task = arg.partition(",")
     config = ml_collections.ConfigDict()
-    config.program = "finetune"
+    config.program = "finetune_all" if task == "all" else "finetune"
 
     # Model
     config.recipe = recipe
@@ -50,7 +50,9 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
 
     # Data
     config.task = task or "sst2"
-    config.glue_dir = ""  # directory that holds CoLA/, SST-2/, ... as the benchmark ships them
+    # Directory that holds CoLA/, SST-2/, ... as the benchmark ships them, or glue/cola/, ... as
+    # TFDS prepares them (`bipft_jax/data/glue_tfds.py`).
+    config.glue_dir = ""
     config.max_length = 128  # tokens; longer sentences are cut, pairs longest first
     # Padded lengths that batches of like sentences come in: the longest and its half, quarter, ...;
     # one compilation each. 1, as the references: all the longest, sentences of any length together.

@@ -28,9 +28,13 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax and tfds tell every step they take
     # Imported late, so that --help and a mistyped flag answer at once.
-    from bipft_jax import finetune, pretrain
+    from bipft_jax import finetune, finetune_all, pretrain
 
-    programs = {"pretrain": pretrain.train, "finetune": finetune.train}
+    programs = {
+        "pretrain": pretrain.train,
+        "finetune": finetune.train,
+        "finetune_all": finetune_all.train,
+    }
     try:
         programs[_CONFIG.value.program](_CONFIG.value, _WORKDIR.value)
     except (ValueError, FloatingPointError, OSError) as error:

@@ -117,6 +117,8 @@ TASKS: dict[str, GlueTask] = {
 }
 # fmt: on
 
+BENCHMARK = tuple(name for name in TASKS if name != "acceptability")  # GLUE's own nine
+
 
 def glue_task(name: str) -> GlueTask:
     """The task of that name. Raises: ValueError naming the nearest known ones."""
@@ -150,6 +152,14 @@ class GlueSplit:
 
     def __len__(self) -> int:
         return len(self.sentences1)
+
+
+def is_there(task: GlueTask, glue_dir: str | Path) -> bool:
+    """Whether a directory has the task in either layout."""
+    glue_dir = Path(glue_dir).expanduser()
+    return bool(
+        (glue_dir / task.directory).is_dir() or glue_tfds.newest_version(glue_dir, task.name)
+    )
 
 
 def dev_splits(task: GlueTask, glue_dir: str | Path) -> tuple[str, ...]:

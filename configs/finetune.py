@@ -74,3 +74,10 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.log_every = 50  # updates
     config.evaluate_every = 0  # updates between evaluations (and checkpoints); 0: every epoch
     return config
+
+
+def get_hyper() -> list[dict]:
+    """The points of `launch/sweep.py`: learning rates for a small model, two seeds each."""
+    from bipft_jax.sweeps import product  # here, so that a run's mistyped flag answers at once
+
+    return product(learning_rate=(1e-4, 3e-4, 1e-3), seeds=((0,), (1,)))

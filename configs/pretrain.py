@@ -59,3 +59,10 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.evaluation_sequences = 1_024  # of held-out text, in whole batches; 0: all
     config.keep_every = 0  # keep the checkpoint of every such update beside best and latest
     return config
+
+
+def get_hyper() -> list[dict]:
+    """The points of `launch/sweep.py`: peak learning rates for a small model, two seeds each."""
+    from bipft_jax.sweeps import product  # here, so that a run's mistyped flag answers at once
+
+    return product(learning_rate=(2e-4, 5e-4, 1e-3), seed=(0, 1))

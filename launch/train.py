@@ -14,6 +14,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from bipft_jax.command_line import parse_or_exit
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/ with its argument: FILE.py:ARGUMENT.", lock_config=True
 )
@@ -43,18 +45,5 @@ def main(argv: list[str]) -> None:
         sys.exit(f"error: {error}\n(--verbosity=0 shows where)")
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with errors of one line; ml_collections names the keys near a mistyped one."""
-    try:
-        return flags.FLAGS(argv)
-    except AttributeError as error:
-        message = error.args[0]
-        while isinstance(message, BaseException):  # a KeyError inside, whose str is a repr
-            message = message.args[0]
-        sys.exit(f"error: unknown config key {message}")
-    except (flags.Error, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_or_exit)

@@ -1,0 +1,412 @@
+"""Sweeps: the points of a grid run one after another, then one table and one plot of them all.
+
+A point is the config's keys with a value each. It runs in a directory of its own, WORKDIR/NAME, and
+is finished once a run's result.json is there, so a sweep that was stopped goes on where it was.
+`launch/sweep.py` is the command; from Python or Colab, with the loops as they are:
+
+    def start(point, workdir):
+        config = get_config("bipft_b,rte")
+        config.update(init_from="runs/bipft_b", glue_dir="data/glue", **point)
+        finetune.train(config, workdir)
+
+    points = product(learning_rate=(1e-4, 3e-4, 1e-3), seeds=((0,), (1,)))
+    failures = run(points, start, "runs/sweep")
+    print(summary(points, "runs/sweep"))
+    figure(points, "runs/sweep")
+
+What all points share is not in their names: another setting of it needs another WORKDIR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import hashlib
+import itertools
+import math
+import os
+import re
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bipft_jax.results import Scores, finished_scores
+
+TABLE_NAME = "sweep.csv"
+FIGURE_NAME = "sweep.png"
+FAILURE_NAME = "failed.txt"  # in the directory of a point: why its last start failed
+
+Point = dict[str, Any]
+
+_SEED_KEYS = ("seed", "seeds")  # of pretraining, of finetuning
+_LONGEST_NAME = 120  # characters; file systems take 255 bytes
+_COLUMNS = 4
+_MOST_TICKS = 8  # values of a numeric axis that are written out, each under its own tick
+
+
+def product(*lists: Sequence[Mapping[str, Any]], **values: Iterable[Any]) -> list[Point]:
+    """Every combination of the named values and of the points of the lists, the last one varying
+    fastest: `product(zipped(size=("tiny", "mini"), learning_rate=(2e-3, 1e-3)), seed=(0, 1))`.
+
+    Raises: ValueError for a key named twice, or a value that is not in a list of values.
+    """
+    factors = [*lists, *([{key: value} for value in _values(key, values[key])] for key in values)]
+    points = []
+    for combination in itertools.product(*factors):
+        point: Point = {}
+        for part in combination:
+            if twice := point.keys() & part.keys():
+                raise ValueError(f"{min(twice)} is named twice in one product")
+            point.update(part)
+        points.append(point)
+    return points
+
+
+def zipped(**values: Iterable[Any]) -> list[Point]:
+    """The first values of all keys together, then the second, and so on.
+
+    Raises: ValueError if there are not as many of each, or a value is not in a list of values.
+    """
+    columns = {key: _values(key, column) for key, column in values.items()}
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = ", ".join(f"{key} has {len(column)}" for key, column in columns.items())
+        raise ValueError(f"values taken together must be as many of each: {lengths}")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _values(key: str, values: Iterable[Any]) -> list[Any]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{key} is {values!r}: give a tuple of values")
+    return [value.item() if isinstance(value, np.generic) else value for value in values]
+
+
+def point_name(point: Mapping[str, Any]) -> str:
+    """The name of a point's directory, `learning_rate=0.0003,seeds=0`, the same in any order of
+    its keys. What a file name cannot have is replaced, and a hash tells such names apart.
+
+    Raises: ValueError for a point without values.
+    """
+    if not point:
+        raise ValueError("a point has no values: give it at least one key")
+    values = {key: point[key] for key in sorted(point)}
+    text = label(values, separator=",")
+    name = re.sub(r"[^\w.,=+-]+", "_", text, flags=re.ASCII)
+    ambiguous = any(re.search("[,=]", value_text(value)) for value in values.values())
+    if name == text and not ambiguous and len(name) <= _LONGEST_NAME:
+        return name
+    return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(repr(values).encode()).hexdigest()[:8]}"
+
+
+def value_text(value: Any) -> str:
+    """A value for a name, an axis or a legend: of a tuple its parts with plus signs between."""
+    return "+".join(map(value_text, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def label(values: Mapping[str, Any], separator: str = ", ") -> str:
+    """KEY=VALUE of all."""
+    return separator.join(f"{key}={value_text(value)}" for key, value in values.items())
+
+
+def named(points: Iterable[Mapping[str, Any]]) -> dict[str, Point]:
+    """The points by name, in order.
+
+    Raises: ValueError if there are none, or two have one name.
+    """
+    found: dict[str, Point] = {}
+    for point in points:
+        name = point_name(point)
+        if name in found:
+            raise ValueError(f"two points of the sweep are {name}: each may be there once")
+        found[name] = dict(point)
+    if not found:
+        raise ValueError("the sweep has no points")
+    return found
+
+
+def outcome(directory: str | Path) -> tuple[str, Scores | None]:
+    """The state of the point that runs in a directory, "finished", "failed" or "waiting" (not begun
+    or not at its end), and the scores of a finished one."""
+    try:
+        scores = finished_scores(directory)
+    except ValueError:  # not written by a run: the point is to be started again
+        return "failed", None
+    if scores is not None:
+        return "finished", scores
+    return ("failed" if (Path(directory) / FAILURE_NAME).exists() else "waiting"), None
+
+
+def run(
+    points: Iterable[Mapping[str, Any]],
+    start: Callable[[Point, Path], Any],
+    workdir: str | Path,
+    parallel: int = 1,
+) -> dict[str, str]:
+    """Starts every point that is not finished, and keeps WORKDIR's table and plot up to date.
+
+    Arguments:
+      start: called with a point and its directory, which exists; leaves a run's result.json there.
+        What it raises is recorded in the directory, and the other points go on.
+      parallel: points at a time. With 1 they run in the calling thread. With more they run in
+        threads: an interruption then starts no further point, but only `start` itself can end what
+        is running (a process, say).
+
+    Returns: why points failed, by name.
+
+    Raises: ValueError for no points, two of one name or no parallel ones; OSError if table or plot
+      cannot be written.
+    """
+    by_name, workdir = named(points), Path(workdir)
+    if parallel < 1:
+        raise ValueError(f"parallel is {parallel}: at least one point runs at a time")
+    numbers = {name: f"{n} of {len(by_name)}" for n, name in enumerate(by_name, start=1)}
+    unfinished = [name for name in by_name if outcome(workdir / name)[0] != "finished"]
+
+    def attempt(name: str) -> tuple[str, float, Exception | None]:
+        print(f"{numbers[name]} starts: {name}", flush=True)
+        began, error = time.monotonic(), None
+        try:
+            directory = workdir / name
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / FAILURE_NAME).unlink(missing_ok=True)
+            start(dict(by_name[name]), directory)
+            if finished_scores(directory) is None:
+                raise ValueError(f"ended without a result in {directory}")
+        except Exception as raised:
+            error = raised
+        return name, time.monotonic() - began, error
+
+    print(f"{len(by_name)} points in {workdir}, {len(by_name) - len(unfinished)} finished before")
+    write_report(by_name.values(), workdir)
+    failures = {}
+    with contextlib.closing(_attempts(attempt, unfinished, parallel)) as attempts:
+        for name, seconds, error in attempts:
+            if error is None:
+                end = f"finished in {seconds:.0f} s: {name}, {_mean_text(workdir / name)}"
+            else:
+                failures[name] = f"{type(error).__name__}: {error}"
+                text = "".join(traceback.format_exception(error))
+                (workdir / name / FAILURE_NAME).write_text(text)
+                end = f"failed after {seconds:.0f} s: {name}, {failures[name].splitlines()[0]}"
+            print(f"{numbers[name]} {end}", flush=True)
+            write_report(by_name.values(), workdir)
+    return failures
+
+
+def _attempts(attempt: Callable[[str], Any], names: list[str], parallel: int) -> Iterator[Any]:
+    """What the attempts return, as each ends."""
+    if parallel == 1:
+        yield from map(attempt, names)
+        return
+    pool = ThreadPoolExecutor(parallel)
+    try:
+        for future in as_completed([pool.submit(attempt, name) for name in names]):
+            yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _mean_text(directory: Path) -> str:
+    scores = finished_scores(directory)
+    values = [of_seed[scores.metric] for of_seed in scores.by_seed.values()]
+    return f"{scores.metric} {statistics.fmean(values):.4f}"
+
+
+def rows(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> list[dict[str, Any]]:
+    """One row for each point and seed: the swept values, seed (None where the point does not say
+    and has not finished), state as of `outcome`, and every score of a finished one."""
+    table = []
+    for name, point in named(points).items():
+        state, scores = outcome(Path(workdir) / name)
+        by_seed = scores.by_seed if scores else {seed: {} for seed in _seeds(point)}
+        for seed, values in by_seed.items():
+            table.append({**point, "seed": seed, "state": state, **values})
+    return table
+
+
+def _seeds(point: Mapping[str, Any]) -> tuple[int | None, ...]:
+    return tuple(point.get("seeds", ())) or (point.get("seed"),)
+
+
+def write_table(table: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Replaces a CSV file by the rows, with a column for every key that any of them has."""
+    columns = list(dict.fromkeys(key for row in table for key in row))
+    with _replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def write_report(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> None:
+    """Writes WORKDIR/sweep.csv and WORKDIR/sweep.png of these points as they are now."""
+    points, workdir = list(points), Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_table(rows(points, workdir), workdir / TABLE_NAME)
+    with _replacing(workdir / FIGURE_NAME) as temporary:
+        figure(points, workdir).savefig(temporary, dpi=120, format="png")
+
+
+@contextlib.contextmanager
+def _replacing(path: str | Path) -> Iterator[Path]:
+    """A file to write, put in the place of another in one step: never half of it is there."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass
+class _Setting:
+    """The points that differ in their seeds only.
+
+    values: the keys that they share. scores: of finished seeds, the selection metric and the name
+    of the point. states: of the points.
+    """
+
+    values: Point
+    scores: dict[int, tuple[float, str]] = dataclasses.field(default_factory=dict)
+    states: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def by_seed(self) -> list[float]:
+        return [score for score, _ in self.scores.values()]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.by_seed)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation over seeds; NaN of a single one."""
+        return float(np.std(self.by_seed, ddof=1)) if len(self.scores) > 1 else math.nan
+
+
+def _settings(
+    points: Iterable[Mapping[str, Any]], workdir: str | Path
+) -> tuple[list[_Setting], dict[str, bool]]:
+    """The settings in order of appearance; the selection metrics of the finished ones, and whether
+    higher is better."""
+    settings: dict[str, _Setting] = {}
+    metrics = {}
+    for name, point in named(points).items():
+        values = {key: value for key, value in point.items() if key not in _SEED_KEYS}
+        setting = settings.setdefault(repr(sorted(values.items())), _Setting(values))
+        state, scores = outcome(Path(workdir) / name)
+        setting.states.append(state)
+        if scores is not None:
+            metrics[scores.metric] = scores.higher_is_better
+            for seed, of_seed in scores.by_seed.items():
+                setting.scores[seed] = of_seed[scores.metric], name
+    return list(settings.values()), metrics
+
+
+def summary(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> str:
+    """A table for reading: for each setting but for the seed, mean and standard deviation of the
+    selection metric over its seeds; then which setting is best, and its best run.
+
+    Where metrics differ, as between tasks, none is the best.
+    """
+    settings, metrics = _settings(points, workdir)
+    keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
+    table = [[*keys, *_metric_text(metrics, "mean "), "deviation", "seeds", "state"]]
+    for setting in settings:
+        count = len(setting.scores)
+        numbers = [setting.mean if count else math.nan, setting.deviation]
+        counts = {state: setting.states.count(state) for state in dict.fromkeys(setting.states)}
+        table.append(
+            [
+                *(value_text(setting.values.get(key, "-")) for key in keys),
+                *("-" if math.isnan(number) else f"{number:.4f}" for number in numbers),
+                str(count),
+                ", ".join(counts if len(counts) == 1 else (f"{n} {s}" for s, n in counts.items())),
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    comparable = [s for s in settings if s.scores and math.isfinite(s.mean)]
+    if len(metrics) == 1 and comparable:
+        ((metric, higher_is_better),) = metrics.items()
+        choose = max if higher_is_better else min
+        best = choose(comparable, key=lambda setting: setting.mean)
+        (_, name), seeds = choose(best.scores.values()), len(best.scores)
+        lines.append(
+            f"best mean {metric}: {label(best.values) or 'of all seeds'}, {best.mean:.4f} over "
+            f"{seeds} seed{'s' * (seeds > 1)}; its best run: {Path(workdir) / name}"
+        )
+    return "\n".join(lines)
+
+
+def _metric_text(metrics: Iterable[str], prefix: str = "") -> list[str]:
+    return [prefix + (" or ".join(metrics) or "score")]
+
+
+def figure(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> Figure:
+    """One panel for each swept key but the seed: the selection metric against the value, mean and
+    standard deviation over seeds, single seeds as dots, a line for each setting of the other keys.
+
+    A numeric axis is logarithmic where the values span a factor of 10 or more. Points that are
+    not finished have a place on the axis only.
+    """
+    settings, metrics = _settings(points, workdir)
+    keys = list(dict.fromkeys(key for setting in settings for key in setting.values)) or [None]
+    rows_of_panels, columns = -(-len(keys) // _COLUMNS), min(len(keys), _COLUMNS)
+    drawing = Figure(layout="constrained")
+    for number, key in enumerate(keys, start=1):
+        panel = drawing.add_subplot(rows_of_panels, columns, number)
+        _draw(panel, settings, key)
+        panel.set_xlabel(key or "seeds", fontsize=8)
+        panel.set_ylabel(*_metric_text(metrics), fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+    most_lines = max(len(panel.containers) for panel in drawing.axes)
+    height = 3.6 + 0.08 * most_lines  # inches; legends are above the panels, two lines in a row
+    drawing.set_size_inches(4.8 * columns, height * rows_of_panels)
+    return drawing
+
+
+def _draw(panel: Axes, settings: list[_Setting], key: str | None) -> None:
+    values = [setting.values.get(key, "all") for setting in settings]
+    texts = list(dict.fromkeys(map(value_text, values)))
+    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    places = values if numeric else [texts.index(value_text(value)) for value in values]
+    lines: dict[str, list[tuple[float, _Setting]]] = {}
+    for place, setting in zip(places, settings, strict=True):
+        others = {name: value for name, value in setting.values.items() if name != key}
+        lines.setdefault(label(others), []).append((place, setting))
+    for name, line in lines.items():
+        finished = sorted((p for p in line if p[1].scores), key=lambda p: p[0])
+        if not finished:
+            continue
+        bars = panel.errorbar(
+            [place for place, _ in finished],
+            [setting.mean for _, setting in finished],
+            yerr=[setting.deviation for _, setting in finished],
+            marker="o",
+            markersize=4,
+            linewidth=1.4,
+            capsize=3,
+            label=name,
+        )
+        dots = [(place, score) for place, setting in finished for score in setting.by_seed]
+        color = bars.lines[0].get_color()
+        panel.plot(*zip(*dots, strict=True), ".", color=color, markersize=10, alpha=0.4, mew=0)
+    if numeric and min(places) > 0 and max(places) >= 10 * min(places):
+        panel.set_xscale("log")
+    if not numeric:
+        panel.set_xticks(range(len(texts)), texts)
+        panel.set_xlim(-0.5, len(texts) - 0.5)
+    elif len(set(places)) <= _MOST_TICKS:
+        panel.minorticks_off()
+        panel.set_xticks(sorted(set(places)), [f"{place:g}" for place in sorted(set(places))])
+    if len(lines) > 1:
+        panel.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)

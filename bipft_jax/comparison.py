@@ -1,0 +1,126 @@
+"""Puts the results of finetuning runs side by side, as a table in Markdown.
+
+    python -m bipft_jax.comparison RESULT...
+
+RESULT is a result.json of a run over all its seeds, or a directory in which to look for such
+files. A row is a recipe, pretrained or not; a column is a score of a task; a cell is the mean over
+seeds, in percent, and the sample's standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bipft_jax.data import glue
+from bipft_jax.models.recipes import RECIPES
+
+
+def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """The results at these paths, and those below those of them that are directories; results of
+    single seeds and of pretraining are passed over.
+
+    Raises: ValueError for a path without any, or two results of the same model on the same task.
+    """
+    found: dict[tuple, tuple[Path, dict[str, Any]]] = {}
+    for path in map(Path, paths):
+        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        loaded = [(file, _load(file)) for file in files]
+        loaded = [(file, result) for file, result in loaded if _is_of_a_task(result)]
+        if not loaded:
+            raise ValueError(f"{path}: there is no result.json of a finetuning run")
+        for file, result in loaded:
+            cell = (*_model(result), result["task"])
+            if cell in found:
+                raise ValueError(
+                    f"{found[cell][0]} and {file} are both of {_label(result)} on "
+                    f"{result['task']}: give one of them"
+                )
+            found[cell] = file, result
+    return [result for _, result in found.values()]
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """A table in Markdown: models in the order of the recipes, the majority class last; tasks in
+    the order of theirs.
+
+    results: as `read_results` gives them.
+    """
+    scores = {
+        (result["task"], metric): None
+        for task in glue.TASKS
+        for result in results
+        if result["task"] == task
+        for metric in result["mean"]
+    }
+    order = list(RECIPES)
+    models = sorted({_model(r) for r in results}, key=lambda m: (order.index(m[0]), m[1]))
+    rows = [["", *(f"{glue.TASKS[task].directory}, {metric}" for task, metric in scores)]]
+    rows.append(["---", *("---:" for _ in scores)])
+    for model in models:
+        of_model = {r["task"]: r for r in results if _model(r) == model}
+        cells = [_cell(of_model.get(task), metric) for task, metric in scores]
+        rows.append([_label(next(iter(of_model.values()))), *cells])
+    majority = {r["task"]: r["majority_class"] for r in results}
+    rows.append(
+        ["majority class", *(f"{100 * majority[task][metric]:.1f}" for task, metric in scores)]
+    )
+    counts = sorted({len(result["seeds"]) for result in results})
+    seeds = " or ".join(map(str, counts))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(
+        [*lines, "", f"Percent of the best evaluation on the dev sets; seeds: {seeds}."]
+    )
+
+
+def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
+    if result is None:
+        return ""
+    mean, deviation = result["mean"][metric], result["standard_deviation"][metric]
+    shown = f"{100 * mean:.1f}"
+    return shown if deviation is None else f"{shown} ± {100 * deviation:.1f}"
+
+
+def _model(result: Mapping[str, Any]) -> tuple[str, bool]:
+    return result["recipe"], result["pretrained"]
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    return f"`{result['recipe']}`" + ("" if result["pretrained"] else ", not pretrained")
+
+
+def _is_of_a_task(result: Mapping[str, Any]) -> bool:
+    """A run's result.json, not a config.json, which names its task too."""
+    return result.get("task") in glue.TASKS and "mean" in result
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    return result if isinstance(result, dict) else {}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    first, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m bipft_jax.comparison",
+        description=first,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="file or directory")
+    try:
+        print(table(read_results(parser.parse_args(argv).results)))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

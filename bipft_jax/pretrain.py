@@ -122,7 +122,9 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     return Run(
         config=config,
         corpus=corpus,
-        examples=PretrainingExamples.from_corpus(corpus, "train", seed=config.seed),
+        examples=PretrainingExamples.from_corpus(
+            corpus, "train", seed=config.seed, masking_rate=config.masking_rate
+        ),
         model=BertForPreTraining(model_config),
         schedule=schedule,
         optimizer=adamw(
@@ -236,6 +238,7 @@ def _batches(run: Run, *, first: int, last: int):
 
 
 def _held_out_batches(run: Run) -> list[dict[str, np.ndarray]]:
+    """Masked as BERT's, whatever the rate in training, so that runs can be compared."""
     examples = PretrainingExamples.from_corpus(run.corpus, "validation", seed=_EVALUATION_SEED)
     # Micro-batches (less, if there is not so much text), split evenly over the devices.
     devices = run.mesh.size

@@ -140,6 +140,12 @@ def test_the_untrained_bias_scores_like_the_unigram_baseline(home):
     assert found["mlm_accuracy"] == pytest.approx(baseline["unigram_accuracy"])
 
 
+def test_held_out_text_is_masked_alike_whatever_the_training(home):
+    run = pretrain.make_run(pretraining(home, masking_rate=0.4))
+    assert run.examples.max_predictions == 10  # of 24 tokens
+    assert {batch["mlm_ids"].shape[1] for batch in pretrain._held_out_batches(run)} == {4}
+
+
 def test_telemetry_has_what_a_run_is_judged_by(pretrained):
     points = read_metrics(pretrained / "metrics.jsonl")
     training = [point for point in points if "loss" in point]

@@ -9,8 +9,9 @@ by counting batches, and the data do not depend on the number of hosts or worker
 2. Both blocks are cut in two. Either the pair is "is next": (X1, X2), (Y1, Y2); or it is
    "swapped": (X1, Y2), (Y1, X2). Thus the examples with a segment of another document lose no
    text, as they would if that segment were drawn anew from the corpus.
-3. 15 % of the ordinary tokens are predicted: 80 % of them are shown as [MASK], 10 % as a random
-   ordinary token, 10 % as themselves (Devlin et al. 2019, section 3.1 and appendix A.1).
+3. A share of the ordinary tokens, in BERT 15 %, is predicted: 80 % of them are shown as [MASK],
+   10 % as a random ordinary token, 10 % as themselves (Devlin et al. 2019, section 3.1 and
+   appendix A.1).
 
 The lengths of the segments must not give the NSP label away, nor must a cut within a sentence.
 Therefore the two cuts of a pair are chosen before it is decided whether to swap, and jointly: at
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 Block = Mapping[str, Any]  # the record of bipft_jax.data.corpus: document, tokens, sentence_lengths
 Example = dict[str, np.ndarray]
 
-MASKING_PERCENT = 15
+BERT_MASKING_RATE = 0.15
 _MASK_SHARE, _RANDOM_SHARE = 0.8, 0.1  # the remaining 10 % of the targets stay as they are
 _LENGTH_TOLERANCE = 8  # tokens by which a swap may change a length before a better cut is sought
 _DRAWS_PER_PAIR = 2  # uniform numbers for cuts and swap; see `_segments`
@@ -46,15 +48,16 @@ _FEW_BLOCKS = 2**14
 _ENDLESS = 2**62
 
 
-def max_predictions(sequence_length: int) -> int:
-    """P, the number of MLM targets an example has room for: ceil(15 % of sequence_length)."""
-    return -(-sequence_length * MASKING_PERCENT // 100)
+def max_predictions(sequence_length: int, masking_rate: float = BERT_MASKING_RATE) -> int:
+    """P, the number of MLM targets an example has room for: masking_rate * sequence_length, rounded
+    up (but for rounding errors of float64)."""
+    return math.ceil(round(sequence_length * masking_rate, 9))
 
 
 class PretrainingExamples:
     """Random access to the endless sequence of examples; see the module's docstring.
 
-    An example has static shapes, with S = sequence_length and P = max_predictions(S):
+    An example has static shapes, with S = sequence_length and P = max_predictions(S, masking_rate):
     input_ids, token_type_ids, attention_mask int32[S]; mlm_positions int32[P] (ascending),
     mlm_ids int32[P] (the original tokens), mlm_weights float32[P] (1 for a target; 0 for padding,
     where position and id are 0, too); nsp_labels int32[] (0: B follows A; 1: B is of another
@@ -75,6 +78,7 @@ class PretrainingExamples:
         *,
         sequence_length: int,
         seed: int,
+        masking_rate: float = BERT_MASKING_RATE,
         same_document_probability: float | None = None,
     ):
         """Makes the examples of `blocks`.
@@ -86,11 +90,13 @@ class PretrainingExamples:
           tokenizer: only its vocab_size and special ids are used.
           sequence_length: S, tokens per example including [CLS] and two [SEP].
           seed: any integer in [0, 2**64): decides order, boundaries, swaps and masks.
+          masking_rate: share of the ordinary tokens that are MLM targets, in (0, 1).
           same_document_probability: sum over documents of (its share of the blocks)**2, as a corpus
             records it. Counted from `blocks`, reading all of them, if None.
 
         Raises:
-          ValueError: fewer than two blocks, a sequence_length < 5 or a seed out of range.
+          ValueError: fewer than two blocks, a sequence_length < 5, a seed or a masking_rate out of
+            range.
         """
         if len(blocks) < 2:
             raise ValueError(f"next-sentence prediction needs two blocks, there are {len(blocks)}")
@@ -98,8 +104,11 @@ class PretrainingExamples:
             raise ValueError(f"sequence_length must be at least 5, got {sequence_length}")
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+        if not 0 < masking_rate < 1:
+            raise ValueError(f"masking_rate must be between 0 and 1, got {masking_rate}")
         self.sequence_length = sequence_length
-        self.max_predictions = max_predictions(sequence_length)
+        self.masking_rate = masking_rate
+        self.max_predictions = max_predictions(sequence_length, masking_rate)
         self.seed = seed
         self._blocks = blocks
         self._pad_id, self._mask_id = tokenizer.pad_id, tokenizer.mask_id
@@ -117,13 +126,16 @@ class PretrainingExamples:
         self.random_next_share = min(0.5, 1 - self._same_document_share)
 
     @classmethod
-    def from_corpus(cls, corpus: Corpus, split: str, *, seed: int) -> PretrainingExamples:
+    def from_corpus(
+        cls, corpus: Corpus, split: str, *, seed: int, masking_rate: float = BERT_MASKING_RATE
+    ) -> PretrainingExamples:
         """The examples of one split ("train" or "validation") of a prepared corpus."""
         return cls(
             corpus.data_source(split),
             corpus.tokenizer,
             sequence_length=corpus.sequence_length,
             seed=seed,
+            masking_rate=masking_rate,
             same_document_probability=corpus.splits[split].same_document_probability,
         )
 
@@ -276,7 +288,7 @@ class PretrainingExamples:
         candidate = self._ordinary[input_ids]
         candidates = candidate.sum(axis=1)
         # As in BERT at least one target, unless there is nothing but special tokens.
-        targets = np.clip(np.rint(candidates * (MASKING_PERCENT / 100)), 1, slots)
+        targets = np.clip(np.rint(candidates * self.masking_rate), 1, slots)
         targets = np.minimum(targets, candidates)
         # The candidates with the smallest draws are a uniformly random subset. The sort is stable:
         # the order of equal keys must not depend on the machine.

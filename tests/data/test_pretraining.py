@@ -105,6 +105,7 @@ def rows(batch, start, stop):
 
 
 def test_shapes_and_dtypes_are_static():
+    assert max_predictions(128, 0.4) == 52 and max_predictions(100, 0.55) == 55
     for size, slots in ((64, 10), (128, 20), (20, 3)):
         assert max_predictions(size) == slots
         batch = make((2000,) * 3, size)[0].batch(3, 8)
@@ -292,8 +293,9 @@ def test_cuts(x, y, cuts):
     assert found == cuts
 
 
-def test_masking_follows_the_recipe():
-    """15 % targets; 80/10/10; special tokens neither hidden, nor inserted, [UNK] included."""
+@pytest.mark.parametrize(("rate", "slots", "common"), [(0.15, 20, 17), (0.4, 52, 40)])
+def test_masking_follows_the_recipe(rate, slots, common):
+    """So many targets; 80/10/10; special tokens neither hidden, nor inserted, [UNK] included."""
     rng = np.random.default_rng(0)
     vocab_size, size = 60, 128
     ordinary = np.setdiff1d(np.arange(vocab_size), list(SPECIAL))
@@ -304,7 +306,9 @@ def test_masking_follows_the_recipe():
         blocks.append(dict(document=document, tokens=tokens, sentence_lengths=lengths))
     for document in range(10):
         blocks[document]["tokens"] = np.full(len(blocks[document]["tokens"]), 7)
-    examples = PretrainingExamples(blocks, tokenizer(vocab_size), sequence_length=size, seed=4)
+    examples = PretrainingExamples(
+        blocks, tokenizer(vocab_size), sequence_length=size, seed=4, masking_rate=rate
+    )
     batch = examples.batch(0, 20 * len(examples))
     used = batch["mlm_weights"] == 1
     assert set(np.unique(batch["mlm_weights"])) == {0, 1}
@@ -312,9 +316,10 @@ def test_masking_follows_the_recipe():
 
     original = unmasked(batch)
     is_ordinary = ~np.isin(original, list(SPECIAL))
-    expected = [min(20, n and max(1, round(0.15 * n))) for n in is_ordinary.sum(axis=1).tolist()]
+    counts = is_ordinary.sum(axis=1).tolist()
+    expected = [min(slots, n and max(1, round(rate * n))) for n in counts]
     # Examples of nothing but [UNK] have no target, those of very few tokens have one.
-    assert (is_ordinary.sum(axis=1) == 0).any() and 17 in expected
+    assert (is_ordinary.sum(axis=1) == 0).any() and common in expected
     np.testing.assert_array_equal(used.sum(axis=1), expected)
     for positions, weights in zip(batch["mlm_positions"], used):
         assert (np.diff(positions[weights]) > 0).all()
@@ -459,6 +464,8 @@ def test_wrong_blocks_are_named():
     vocabulary = tokenizer(len(document_of))
     with pytest.raises(ValueError, match="two blocks, there are 1"):
         PretrainingExamples(blocks[:1], vocabulary, sequence_length=128, seed=0)
+    with pytest.raises(ValueError, match="masking_rate must be between 0 and 1, got 15"):
+        PretrainingExamples(blocks, vocabulary, sequence_length=128, seed=0, masking_rate=15)
     short = PretrainingExamples(blocks, vocabulary, sequence_length=64, seed=0)
     with pytest.raises(ValueError, match=r"block \d+ has \d+ tokens: .* at most 61, for"):
         short.batch(0, len(short))

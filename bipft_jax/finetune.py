@@ -118,7 +118,12 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     check_workdir(workdir, config.to_dict())
     run = make_run(config)
     claim_workdir(workdir, config.to_dict())
-    results = [finetune_seed(run, run.stage, Path(workdir), seed) for seed in config.seeds]
+    results = []
+    for seed in config.seeds:
+        results.append(finetune_seed(run, run.stage, Path(workdir), seed))
+        if len(results) < len(config.seeds):
+            scores = ", ".join(f"{k} {100 * v:.1f}" for k, v in results[-1]["best"].items())
+            print(f"{run.data.task.name}, seed {seed}: {scores}", flush=True)
     summary = summarise(config, run.data.task, run.data.baseline, results)
     if jax.process_index() == 0:
         write_json(Path(workdir) / RESULT_NAME, summary)

@@ -13,6 +13,9 @@ WORKDIR/sweep.csv and WORKDIR/sweep.png follow the points as they end. A failed 
 up the others; the exit status is then 1. The same command again goes on where a stopped sweep was
 and tries failed points again; other points in the same WORKDIR add to it.
 
+What is compiled is kept in WORKDIR/compiled for all points, unless JAX_COMPILATION_CACHE_DIR names
+another place.
+
 --parallel=N runs N points at a time and leaves threads to XLA. On an accelerator only one process
 can own the device: leave it at 1.
 """
@@ -61,7 +64,7 @@ def main(argv: list[str]) -> None:
     from bipft_jax import sweeps
 
     workdir = Path(_WORKDIR.value)
-    runs = Runs()
+    runs = Runs(workdir)
     try:
         points = checked_points(workdir)
         if _LIST.value:
@@ -218,7 +221,8 @@ def interrupt_on_signals() -> None:
 class Runs:
     """The train.py processes of a sweep."""
 
-    def __init__(self) -> None:
+    def __init__(self, workdir: Path) -> None:
+        self._compiled = workdir.absolute() / "compiled"
         self._running: list[subprocess.Popen] = []
         self._changing = threading.Lock()  # held while a process starts or all are ended
         self._stopped = threading.Event()
@@ -252,6 +256,8 @@ class Runs:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is for the sweep, which then ends them all
+                    # Points mostly have the same shapes: each is compiled once.
+                    env={"JAX_COMPILATION_CACHE_DIR": str(self._compiled), **os.environ},
                 )
                 self._running.append(process)
             if status := process.wait():

@@ -105,6 +105,21 @@ def test_real_files_are_read_whole(name, split):
 
 
 @pytest.mark.skipif(not REAL_GLUE.is_dir(), reason=f"no GLUE data at {REAL_GLUE}")
+def test_real_files_have_as_many_rows_as_their_readme_says():
+    text = (REAL_GLUE.parent / "README.md").read_text()
+    rows = re.findall(r"^\| ([\w-]+) \| ([\d,]+) / ([\d,]+)[ |]", text, flags=re.MULTILINE)
+    said = {name: tuple(int(n.replace(",", "")) for n in counts) for name, *counts in rows}
+    tasks = [glue.TASKS[name] for name in glue.BENCHMARK]
+    found = {
+        task.directory: tuple(
+            len(read(REAL_GLUE, task.name, split)) for split in ("train", task.dev_splits[0])
+        )
+        for task in tasks
+    }
+    assert found == said and len(said) == 9
+
+
+@pytest.mark.skipif(not REAL_GLUE.is_dir(), reason=f"no GLUE data at {REAL_GLUE}")
 def test_real_regression_scores():
     train, dev = read(REAL_GLUE, "stsb"), read(REAL_GLUE, "stsb", "dev")
     assert (len(train), len(dev)) == (5749, 1500)

@@ -1,4 +1,4 @@
-"""Finetuning on every GLUE task, one after the other, and the averages that papers report.
+"""Finetuning on every GLUE task, one after the other, and averages over those that papers count.
 
 Each task is a run of its own in WORKDIR/TASK (`bipft_jax.finetune`), so a stopped run goes on where
 it was. After each task the table of those that are done is printed.
@@ -19,37 +19,54 @@ from bipft_jax.data import glue
 from bipft_jax.results import RESULT_NAME, statistics
 from bipft_jax.training.workdir import check_workdir, claim_workdir, write_json
 
-# Of the development sets' selection metrics; neither counts WNLI.
+ALL = "all"  # the config's task
+
+# Entries that papers count; neither counts WNLI. The scores are our selection metrics on the
+# development sets, not F1 and Spearman on the test sets as in BERT's own table.
 _EIGHT = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 AVERAGES = {
     "average of 8": _EIGHT,  # as BiT reports: MNLI counts once, by its matched set
-    "average of 9": (*_EIGHT, "mnli-mm"),  # as BERT's table: both sets of MNLI count
+    "average of 9": (*_EIGHT, "mnli-mm"),  # as BERT's table: both dev sets of MNLI count
 }
 _MISMATCHED = "_dev_mismatched"  # ends the names of scores on MNLI's second dev set
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
-    """Finetunes on all tasks that `config.glue_dir` has and prints a table with the averages.
+    """Finetunes on the config's task, or, with task "all", on every one that `config.glue_dir` has.
+    Prints a table, that of all tasks with averages.
 
     Arguments:
-      config: of `configs/finetune.py`, task "all".
-      workdir: receives result.json and a directory for each task.
+      config: of `configs/finetune.py`.
+      workdir: receives result.json and a directory for each task, or what `finetune.train` writes
+        for a single one.
 
     Returns: what result.json holds.
 
-    Raises: ValueError as `finetune.train`, also if no task is there.
+    Raises: ValueError as `finetune.train`, also if no task is there, or for a teacher, which is one
+      of a single task.
     """
+    if config.task != ALL:
+        return finetune.train(config, workdir)
+    if config.teacher:
+        raise ValueError(
+            f"the teacher {config.teacher} is one of a single task: finetune on each task with its "
+            "own (--config=configs/finetune.py:RECIPE,TASK), or leave teacher empty"
+        )
     check_workdir(workdir, config.to_dict())
     there = [name for name in glue.BENCHMARK if glue.is_there(glue.TASKS[name], config.glue_dir)]
     if not there:
         raise ValueError(f"glue_dir {config.glue_dir!r} has none of {', '.join(glue.BENCHMARK)}")
     if missing := [name for name in glue.BENCHMARK if name not in there]:
         print(f"not in {config.glue_dir}, left out: {', '.join(missing)}")
+    configs = {name: ml_collections.ConfigDict({**config, "task": name}) for name in there}
+    finetune.make_run(configs[there[0]])  # before anything is claimed or hours are spent:
+    for name in there:
+        task = glue.TASKS[name]
+        for split in glue.dev_splits(task, config.glue_dir):
+            glue.read_split(task, config.glue_dir, split)
     claim_workdir(workdir, config.to_dict())
     summaries = {}
-    for name in there:
-        task_config = config.copy_and_resolve_references()
-        task_config.update({"program": "finetune", "task": name})
+    for name, task_config in configs.items():
         summaries[name] = finetune.train(task_config, str(Path(workdir) / name))
         summary = summarise(config, summaries)
         print(f"\n{table(summary)}\n")

@@ -4,7 +4,7 @@
         --config.init_from=WORKDIR --config.glue_dir=DIR --workdir=DIR
 
 RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. TASK: cola, sst2, mrpc, stsb,
-rte, wnli, qnli, qqp, mnli, all of these (`all`, with the averages that papers report), or
+rte, wnli, qnli, qqp, mnli, all of these (`all`, with averages over those that papers count), or
 acceptability (`python -m bipft_jax.data.acceptability`). Size and tokenizer come from `init_from`.
 
 Scores are those of the best update on the first dev split; result.json also has the last update's,
@@ -21,7 +21,7 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     """arg: "RECIPE,TASK"."""
     recipe, _, task = arg.partition(",")
     config = ml_collections.ConfigDict()
-    config.program = "finetune_all" if task == "all" else "finetune"
+    config.program = "finetune"
 
     # Model
     config.recipe = recipe

@@ -9,6 +9,7 @@ Any key of the config can be given as --config.KEY=VALUE. The same command again
 stopped run was.
 """
 
+import os
 import sys
 
 from absl import app, flags, logging
@@ -30,15 +31,12 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax and tfds tell every step they take
     # Imported late, so that --help and a mistyped flag answer at once.
-    from bipft_jax import finetune, finetune_all, pretrain
+    from bipft_jax import finetune_all, pretrain
 
-    programs = {
-        "pretrain": pretrain.train,
-        "finetune": finetune.train,
-        "finetune_all": finetune_all.train,
-    }
+    programs = {"pretrain": pretrain.train, "finetune": finetune_all.train}
     try:
-        programs[_CONFIG.value.program](_CONFIG.value, _WORKDIR.value)
+        workdir = os.path.expanduser(_WORKDIR.value)  # the shell leaves the ~ of --workdir=~/x
+        programs[_CONFIG.value.program](_CONFIG.value, workdir)
     except (ValueError, FloatingPointError, OSError) as error:
         if flags.FLAGS["verbosity"].present:
             raise

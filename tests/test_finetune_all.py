@@ -21,9 +21,19 @@ def runs(tmp_path, monkeypatch):
     """run(tasks, mismatched) finetunes on tasks that the directory has; and what was begun."""
     begun = []
 
-    def run(tasks, mismatched=True):
+    def read_split(task, glue_dir, split):
+        if not (tmp_path / "glue" / task.directory / f"{split}.tsv").exists():
+            raise ValueError(f"no {split} of {task.name}")
+
+    def run(tasks, mismatched=True, first=None, broken=(), **values):
         for name in tasks:
-            (tmp_path / "glue" / glue.TASKS[name].directory).mkdir(parents=True)
+            directory = tmp_path / "glue" / glue.TASKS[name].directory
+            directory.mkdir(parents=True, exist_ok=True)
+            dev = directory / f"{glue.TASKS[name].dev_splits[0]}.tsv"
+            if name in broken:
+                dev.unlink(missing_ok=True)
+            else:
+                dev.touch()
 
         def fake(config, workdir):
             begun.append((config.task, workdir))
@@ -39,8 +49,10 @@ def runs(tmp_path, monkeypatch):
             return summarise(config, task, baseline, results)
 
         monkeypatch.setattr(finetune, "train", fake)
+        monkeypatch.setattr(finetune, "make_run", first or (lambda config: None))
+        monkeypatch.setattr(glue, "read_split", read_split)
         config = finetune_config.get_config("bipft_b,all")
-        config.update({"glue_dir": str(tmp_path / "glue"), "seeds": (4, 7)})
+        config.update({"glue_dir": str(tmp_path / "glue"), "seeds": (4, 7), **values})
         return finetune_all.train(config, str(tmp_path / "run"))
 
     return run, begun
@@ -84,3 +96,23 @@ def test_tasks_that_are_not_there_are_named(runs, capsys):
 def test_a_directory_without_any_task_is_refused(runs):
     with pytest.raises(ValueError, match="has none of cola, sst2"):
         runs[0](())
+
+
+def test_what_cannot_work_does_not_occupy_the_workdir(runs, tmp_path):
+    def first(config):  # make_run
+        raise ValueError(f"no checkpoints for {config.task}")
+
+    with pytest.raises(ValueError, match="no checkpoints for cola"):
+        runs[0](glue.BENCHMARK, first=first)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="no dev of rte"):
+        runs[0](glue.BENCHMARK, broken=("rte",))
+    assert not (tmp_path / "run").exists() and not runs[1]
+    with pytest.raises(ValueError, match="x/seed_0 is one of a single task"):
+        runs[0]((), teacher="x/seed_0", distillation="bit")
+
+
+def test_a_single_task_is_an_ordinary_run(runs, tmp_path):
+    run, begun = runs
+    assert run(("rte",), task="rte")["task"] == "rte"
+    assert begun == [("rte", str(tmp_path / "run"))]

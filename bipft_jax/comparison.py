@@ -2,9 +2,9 @@
 
     python -m bipft_jax.comparison RESULT...
 
-RESULT is a result.json of a run over all its seeds, or a directory in which to look for such
-files. A row is a recipe, pretrained or not; a column is a score of a task; a cell is the mean over
-seeds, in percent, and the sample's standard deviation.
+RESULT is a result.json of a run over all its seeds, whatever it is called, or a directory below
+which to look for such files. A row is a recipe, pretrained or not; a column is a score of a task; a
+cell is the mean over seeds, in percent, and the sample's standard deviation.
 """
 
 from __future__ import annotations
@@ -24,18 +24,26 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """The results at these paths, and those below those of them that are directories; results of
     single seeds and of pretraining are passed over.
 
-    Raises: ValueError for a path without any, or two results of the same model on the same task.
+    Raises: ValueError for a path without any, two results of the same model on the same task, or
+      models of one recipe from different checkpoints.
     """
     found: dict[tuple, tuple[Path, dict[str, Any]]] = {}
+    origins: dict[tuple, tuple[Path, str]] = {}
     for path in map(Path, paths):
         files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-        loaded = [(file, _load(file)) for file in files]
+        loaded = [(file.resolve(), _load(file, strictly=file == path)) for file in files]
         loaded = [(file, result) for file, result in loaded if _is_of_a_task(result)]
         if not loaded:
             raise ValueError(f"{path}: there is no result.json of a finetuning run")
         for file, result in loaded:
+            other, origin = origins.setdefault(_model(result), (file, result["init_from"]))
+            if origin != result["init_from"]:
+                raise ValueError(
+                    f"{_label(result)} starts from {origin} in {other}, from {result['init_from']} "
+                    f"in {file}: a row is one model"
+                )
             cell = (*_model(result), result["task"])
-            if cell in found:
+            if cell in found and found[cell][0] != file:
                 raise ValueError(
                     f"{found[cell][0]} and {file} are both of {_label(result)} on "
                     f"{result['task']}: give one of them"
@@ -65,10 +73,10 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
         of_model = {r["task"]: r for r in results if _model(r) == model}
         cells = [_cell(of_model.get(task), metric) for task, metric in scores]
         rows.append([_label(next(iter(of_model.values()))), *cells])
-    majority = {r["task"]: r["majority_class"] for r in results}
-    rows.append(
-        ["majority class", *(f"{100 * majority[task][metric]:.1f}" for task, metric in scores)]
-    )
+    majority = {
+        (r["task"], metric): score for r in results for metric, score in r["majority_class"].items()
+    }
+    rows.append(["majority class", *(f"{100 * majority[key]:.1f}" for key in scores)])
     counts = sorted({len(result["seeds"]) for result in results})
     seeds = " or ".join(map(str, counts))
     lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -78,7 +86,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
-    if result is None:
+    if result is None or metric not in result["mean"]:
         return ""
     mean, deviation = result["mean"][metric], result["standard_deviation"][metric]
     shown = f"{100 * mean:.1f}"
@@ -98,10 +106,13 @@ def _is_of_a_task(result: Mapping[str, Any]) -> bool:
     return result.get("task") in glue.TASKS and "mean" in result
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, strictly: bool) -> dict[str, Any]:
+    """strictly: what is not JSON is an error."""
     try:
         result = json.loads(path.read_text())
     except ValueError as error:
+        if not strictly:
+            return {}
         raise ValueError(f"{path} is not JSON ({error})") from error
     return result if isinstance(result, dict) else {}
 

@@ -3,7 +3,7 @@
     python -m bipft_jax.plot WORKDIR... --output curves.png
 
 Several runs are drawn over each other, also ones that are still running; the directory of a
-finetuning run stands for all its seeds.
+finetuning run stands for all its seeds, that of a sweep for all its points.
 """
 
 from __future__ import annotations
@@ -42,12 +42,11 @@ def runs_in(directories: Iterable[str | Path]) -> dict[str, Records]:
     """
     runs = {}
     for directory in map(Path, directories):
-        found = [directory / METRICS_NAME, *sorted(directory.glob(f"**/seed_*/{METRICS_NAME}"))]
-        found = [path for path in found if path.exists()]
+        found = sorted(directory.rglob(METRICS_NAME))
         if not found:
             raise ValueError(
-                f"{directory} has no {METRICS_NAME}, nor has a seed_N directory below it: give "
-                "the workdir of a run that has begun"
+                f"{directory} has no {METRICS_NAME}, nor has a directory below it: give the "
+                "workdir of a run that has begun"
             )
         for path in found:
             inner = path.parent.relative_to(directory)

@@ -68,11 +68,16 @@ def put_rows(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str,
 
 
 def best_seed(workdir: str | Path) -> Path:
-    """Of a finetuning run the directory of the seed with the best dev score; a seed's own is its
-    own."""
+    """Of a finetuning run the directory of the seed with the best dev score; any other run is its
+    own.
+
+    Raises: ValueError for a run on all tasks.
+    """
     path = Path(workdir) / RESULT_NAME
     summary = json.loads(path.read_text()) if path.exists() else {}
-    if "seeds" not in summary:
+    if "tasks" in summary:
+        raise ValueError(f"{workdir} has a run for each task: give {Path(workdir) / 'TASK'}")
+    if "task" not in summary:
         return Path(workdir)
     metric = summary["selection_metric"]
     best = max(summary["seeds"], key=lambda seed: seed["best"][metric])

@@ -95,11 +95,17 @@ def test_long_sentences_are_cut_as_they_were_in_training(monkeypatch, tmp_path):
 def test_the_best_seed_answers(tmp_path):
     seeds = [{"seed": s, "best": {"accuracy": a, "f1": 1 - a}} for s, a in ((4, 0.5), (9, 0.7))]
     assert predict.best_seed(tmp_path) == tmp_path
-    summary = {"selection_metric": "accuracy", "seeds": seeds}
+    summary = {"task": "mrpc", "selection_metric": "accuracy", "seeds": seeds}
     (tmp_path / "result.json").write_text(json.dumps(summary))
     assert predict.best_seed(tmp_path) == tmp_path / "seed_9"
     (tmp_path / "result.json").write_text(json.dumps(seeds[0]))  # of one seed's directory
     assert predict.best_seed(tmp_path) == tmp_path
+    pretraining = {"selection_metric": "loss", "seeds": [{"seed": 0, "best": {"loss": 6.0}}]}
+    (tmp_path / "result.json").write_text(json.dumps(pretraining))
+    assert predict.best_seed(tmp_path) == tmp_path
+    (tmp_path / "result.json").write_text(json.dumps({"task": "all", "tasks": {"mrpc": summary}}))
+    with pytest.raises(ValueError, match="a run for each task: give .*TASK"):
+        predict.best_seed(tmp_path)
 
 
 @pytest.mark.parametrize(

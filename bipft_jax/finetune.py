@@ -12,7 +12,6 @@ WORKDIR/stage_1_RECIPE/seed_N and so on come first, each the start and the teach
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from bipft_jax.errors import unknown_name
 from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
 from bipft_jax.predict import outputs, put_rows, require_outputs
-from bipft_jax.results import RESULT_NAME, summarise, table
+from bipft_jax.results import RESULT_NAME, read_result, summarise, table
 from bipft_jax.training import sharding
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
@@ -146,6 +145,8 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
             "dropout_until_evaluation has no effect without evaluations within an epoch: give "
             "--config.evaluate_every"
         )
+    if not config.seeds:
+        raise ValueError("seeds is empty: give at least one, as --config.seeds='(0,)'")
     source = load_source(config.init_from)
     if config.length_buckets < 1:
         raise ValueError(f"length_buckets is {config.length_buckets}: it must be 1 or more")
@@ -344,7 +345,7 @@ def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str,
     directory = workdir / stage.directory / f"seed_{seed}"
     finished = directory / RESULT_NAME
     if finished.exists():
-        return json.loads(finished.read_text())
+        return read_result(finished)
     if stage.before is None:
         start, teacher = run.source if run.config.pretrained else None, run.teacher
         intermediate = {}

@@ -37,14 +37,24 @@ def finished_scores(workdir: str | Path) -> Scores | None:
     path = Path(workdir) / RESULT_NAME
     if not path.exists():
         return None
+    result = read_result(path)
     try:
-        result = json.loads(path.read_text())
         return Scores(
             metric=result["selection_metric"],
             higher_is_better=result["higher_is_better"],
             by_seed={seed["seed"]: seed["best"] for seed in result["seeds"]},
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a run's result ({error}): delete it to run again"
+        ) from error
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """What a result.json holds. Raises: ValueError naming it if it is not JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
         raise ValueError(
             f"{path} is not a run's result ({error}): delete it to run again"
         ) from error

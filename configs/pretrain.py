@@ -36,7 +36,7 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.corpus_dir = ""
     config.seed = 0  # of parameters, data order, masks and dropout
     # Share of the tokens to predict; held-out text always has BERT's 0.15. An update learns more
-    # from 0.4 (arXiv:2202.08005): `mini` came to a held-out loss in half as many.
+    # from 0.4, the text being harder to tell (arXiv:2202.08005).
     config.masking_rate = 0.15
     config.data_workers = 0  # processes that make examples; 0: threads of this one
 

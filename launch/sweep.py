@@ -5,16 +5,17 @@
         --values 'seeds=(0,),(1,)'
 
 The points are every combination of the --values, or without any those of the config file's
-get_hyper(). Any other key given as --config.KEY=VALUE holds for all points. Keys and values are
-checked before the first point starts; --list shows the points and runs nothing.
+get_hyper(). Any other key given as --config.KEY=VALUE holds for all points. Keys, values and
+their types are checked before the first point starts; --list shows the points and runs nothing.
 
 Each point has its directory WORKDIR/KEY=VALUE,...: the run's workdir, with its output in log.txt.
 WORKDIR/sweep.csv and WORKDIR/sweep.png follow the points as they end. A failed point does not hold
 up the others; the exit status is then 1. The same command again goes on where a stopped sweep was
-and tries failed points again; other points in the same WORKDIR add to it.
+and tries failed points again. Table and plot are of the points that the command names; those of
+others in the same WORKDIR stay there.
 
-What is compiled is kept in WORKDIR/compiled for all points, unless JAX_COMPILATION_CACHE_DIR names
-another place.
+What is compiled is kept in WORKDIR/compiled, unless JAX_COMPILATION_CACHE_DIR names another place:
+points that differ in their seeds share all of it, others what does not depend on the swept value.
 
 --parallel=N runs N points at a time and leaves threads to XLA. On an accelerator only one process
 can own the device: leave it at 1.
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> None:
     # Imported late, so that --help and a mistyped flag answer at once.
     from bipft_jax import sweeps
 
-    workdir = Path(_WORKDIR.value)
+    workdir = Path(_WORKDIR.value).expanduser()
     runs = Runs(workdir)
     try:
         points = checked_points(workdir)
@@ -256,7 +257,6 @@ class Runs:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is for the sweep, which then ends them all
-                    # Points mostly have the same shapes: each is compiled once.
                     env={"JAX_COMPILATION_CACHE_DIR": str(self._compiled), **os.environ},
                 )
                 self._running.append(process)

@@ -166,8 +166,9 @@ def train_batches(
     They cut one long stream of examples into equal pieces; the stream is a fresh permutation of the
     split for every epoch, drawn from (seed, epoch). So each example comes once per epoch, no batch
     is short, and one that crosses the end of an epoch takes its rest from the next. With several
-    padded lengths the examples of a window of batches are dealt to them by length, and the batches
-    shuffled.
+    padded lengths the examples of a window of batches (at most a quarter of an epoch) are dealt to
+    them by length, and the batches shuffled: in a window that crosses the end of an epoch, examples
+    of both come in any order.
 
     Batch u depends on nothing but seed, u and `num_updates`, where the last window ends: a resumed
     run goes on exactly where it stopped. Every process of a multi-host run makes the same global

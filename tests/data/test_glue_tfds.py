@@ -49,9 +49,11 @@ def files_and_data(tmp_path_factory):
     unpacked = mock.patch.object(
         tfds.download.DownloadManager, "download_and_extract", lambda *_: str(files)
     )
+    # Else TFDS asks its bucket for statistics, and leaves a directory in /tmp.
+    no_bucket = mock.patch.object(tfds.core.DatasetInfo, "initialize_from_bucket", lambda _: None)
     for name in BUILT:
         write_files(files, name)
-        with unpacked:
+        with unpacked, no_bucket:
             Glue(config=name, data_dir=data, file_format="array_record").download_and_prepare()
     return files, data
 

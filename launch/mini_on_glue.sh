@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Mini models pretrained for equal updates, finetuned on five GLUE tasks with three seeds, and a table.
+#
+#   bash launch/mini_on_glue.sh TEXT GLUE [RUNS]
+#
+# TEXT: directory of *-train-*.jsonl.xz and *-validation-*.jsonl.xz, 200 MB of English before
+# compression. GLUE: a glue_dir with CoLA, SST-2, MRPC, STS-B and RTE. RUNS (default
+# runs/mini_on_glue) receives everything; the same command goes on where a stopped one was, and with
+# UNTIL=pretrained ends before finetuning. The results are copied to RUNS/results/MODEL-TASK.json.
+set -euo pipefail
+root="$(realpath "$(dirname "$0")/..")"
+text="$(realpath -s --relative-to="$root" "$1")" glue="$(realpath -s --relative-to="$root" "$2")"
+cd "$root"
+source launch/environment.sh
+prepare_environment ""
+python=.venv/bin/python
+runs="${3:-runs/mini_on_glue}"
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
+# The same shapes come again and again: each is compiled once.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/$runs/compiled}"
+
+$python -m bipft_jax.data.corpus --output "$runs/corpus" \
+  --input "$text/*-train-*.jsonl.xz" --validation_input "$text/*-validation-*.jsonl.xz" \
+  --tokenizer sentencepiece:8000 --sequence_length 128
+
+pretrain() {  # RECIPE FLAGS...
+  local recipe="$1"
+  shift
+  $python launch/train.py --config="configs/pretrain.py:$recipe,mini" --workdir="$runs/$recipe" \
+    --config.corpus_dir="$runs/corpus" --config.num_updates=4000 --config.batch_size=16 \
+    --config.masking_rate=0.4 --config.learning_rate=1e-3 --config.warmup_updates=200 \
+    --config.dropout=0.0 --config.evaluate_every=500 --config.evaluation_sequences=512 "$@"
+}
+
+pretrain fp
+taught=(--config.init_from="$runs/fp" --config.teacher="$runs/fp" --config.seed=1)
+pretrain bipft_b "${taught[@]}"
+pretrain bipft_a "${taught[@]}"
+if [[ "${UNTIL:-}" == pretrained ]]; then exit; fi
+
+# Each learns from at most 9,600 examples. Size and tokenizer of the model that is not pretrained are
+# those of bipft_b.
+finetune() {  # MODEL RECIPE TASK FLAGS...
+  local name="$1-$3" config="configs/finetune.py:$2,$3"
+  shift 3
+  $python launch/train.py --config="$config" --workdir="$runs/$name" --config.glue_dir="$glue" \
+    --config.max_updates=300 --config.evaluate_every=50 --config.max_length=64 \
+    --config.learning_rate=5e-4 --config.schedule=linear --config.seeds='(0,1,2)' "$@"
+  cp "$runs/$name/result.json" "$runs/results/$name.json"
+}
+
+mkdir -p "$runs/results"
+for task in cola sst2 mrpc stsb rte; do
+  for recipe in fp bipft_a bipft_b; do
+    finetune "$recipe" "$recipe" "$task" --config.init_from="$runs/$recipe"
+  done
+  finetune bipft_b-not-pretrained bipft_b "$task" --config.init_from="$runs/bipft_b" \
+    --config.pretrained=False
+done
+echo
+$python -m bipft_jax.comparison "$runs/results"

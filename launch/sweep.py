@@ -5,8 +5,8 @@
         --values 'seeds=(0,),(1,)'
 
 The points are every combination of the --values, or without any those of the config file's
-get_hyper(). Any other key given as --config.KEY=VALUE holds for all points. Keys, values and
-their types are checked before the first point starts; --list shows the points and runs nothing.
+get_hyper(). Any other key given as --config.KEY=VALUE holds for all points. Keys and the
+types of values are checked before the first point starts; --list shows the points and runs nothing.
 
 Each point has its directory WORKDIR/KEY=VALUE,...: the run's workdir, with its output in log.txt.
 WORKDIR/sweep.csv and WORKDIR/sweep.png follow the points as they end. A failed point does not hold

@@ -56,7 +56,9 @@ class EncodedSplit:
             input_ids, token_type_ids, attention_mask int32[B, S], labels [B] and weights
             float32[B]: 1 for the first `real_rows` rows, 0 for the others.
         """
-        longest = self.lengths[np.asarray(indices)].max()
+        indices = np.asarray(indices)
+        # Of these only: `lengths` is of the whole split.
+        longest = (self.offsets[indices + 1] - self.offsets[indices]).max()
         shape = (len(indices), next(n for n in self.padded_lengths if n >= longest))
         input_ids = np.full(shape, self.pad_id, np.int32)
         token_type_ids = np.zeros(shape, np.int32)
@@ -70,7 +72,7 @@ class EncodedSplit:
             "input_ids": input_ids,
             "token_type_ids": token_type_ids,
             "attention_mask": attention_mask,
-            "labels": self.labels[np.asarray(indices)],
+            "labels": self.labels[indices],
             "weights": (np.arange(len(indices)) < real_rows).astype(np.float32),
         }
 

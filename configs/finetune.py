@@ -46,7 +46,7 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     # end; needs evaluate_every.
     config.dropout_until_evaluation = False
     config.dtype = "float32"  # of activations, or "bfloat16"
-    config.compute = "auto"  # products of codes: "int8", "bfloat16", "float32": same results
+    config.compute = "auto"  # of products of codes: int8, bfloat16, float32, alike; or "simulated"
 
     # Data
     config.task = task or "sst2"

@@ -29,7 +29,7 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.full_precision_weights = False  # of linears; activations and embedding stay binary
     config.dropout = 0.1  # of hidden states and attention probabilities
     config.dtype = "float32"  # of activations, or "bfloat16"; latent weights are always float32
-    config.compute = "auto"  # products of codes: "int8", "bfloat16", "float32": same results
+    config.compute = "auto"  # of products of codes: int8, bfloat16, float32, alike; or "simulated"
     config.remat = "none"  # "dots" or "full" keep less for the backward pass and compute it again
 
     # Data

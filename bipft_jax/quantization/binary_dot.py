@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bipft_jax.quantization.quantizers import ElasticUnsigned, Encoded, Quantizer
+from bipft_jax.quantization.quantizers import ElasticUnsigned, Encoded, Quantizer, quantize
 
 DimensionNumbers = tuple[
     tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]
 ]
 
-COMPUTE_MODES = ("auto", "int8", "bfloat16", "float32")
+COMPUTE_MODES = ("auto", "int8", "bfloat16", "float32", "simulated")
 
 # What `auto` stands for, by `jax.default_backend()`; a backend that is not listed multiplies in
 # float32. Every mode gives the same integers, so this is a choice of speed alone.
@@ -61,7 +61,9 @@ def binary_dot_general(
       lhs_scale, rhs_scale: learned scalar scales, for the quantizers that have one.
       compute: arithmetic of the product of codes, "int8" (int8 x int8 -> int32), "bfloat16"
         (accumulated in float32), "float32", or "auto" (`AUTO_COMPUTE`). The codes are the same in
-        all of them, and so are the results while sums stay below 2^24.
+        all of them, and so are the results while sums stay below 2^24. "simulated" multiplies
+        the quantised *values* in lhs's dtype and keeps them for the backward pass, as
+        binarisation usually is written: for comparison.
 
     Returns: the product, in lhs's dtype, dimensions ordered as by `lax.dot_general`.
 
@@ -75,13 +77,19 @@ def binary_dot_general(
         (tuple(lhs_contract), tuple(rhs_contract)),
         (tuple(lhs_batch), tuple(rhs_batch)),
     )
+    compute = resolve_compute(compute)
+    if compute == "simulated":
+        if lhs_quantizer is not None:
+            lhs, lhs_quantizer = quantize(lhs, lhs_scale, lhs_quantizer), None
+        if rhs_quantizer is not None:
+            rhs, rhs_quantizer = quantize(rhs, rhs_scale, rhs_quantizer).astype(lhs.dtype), None
     return _binary_dot(
         lhs,
         rhs,
         lhs_scale,
         rhs_scale,
         numbers,
-        _Static(lhs_quantizer, rhs_quantizer, resolve_compute(compute), lhs.dtype, rhs.dtype),
+        _Static(lhs_quantizer, rhs_quantizer, compute, lhs.dtype, rhs.dtype),
     )
 
 

@@ -83,7 +83,7 @@ def fused(numbers, left, right, compute):
     return f
 
 
-@pytest.mark.parametrize("compute", ["int8", "bfloat16", "float32"])
+@pytest.mark.parametrize("compute", ["int8", "bfloat16", "float32", "simulated"])
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_quantising_first(name, compute):
     arguments, numbers, left, right = operands(name)
@@ -140,7 +140,7 @@ def test_integer_sums_are_exact_zeros_where_signs_cancel():
 
 def test_unknown_compute_lists_the_known_ones():
     arguments, numbers, left, right = operands("linear")
-    with pytest.raises(ValueError, match="'int4': one of auto, int8, bfloat16, float32"):
+    with pytest.raises(ValueError, match="'int4': one of auto, int8, bfloat16, float32, simulated"):
         fused(numbers, left, right, "int4")(*arguments)
 
 

@@ -1,0 +1,93 @@
+"""What the benchmarks measure: the pretraining update of a recipe on made-up data of one shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from bipft_jax.data.pretraining import max_predictions
+from bipft_jax.models.bert import BertForPreTraining
+from bipft_jax.models.recipes import BertConfig, bert_config, recipe_named
+from bipft_jax.training.optimizer import adamw
+from bipft_jax.training.state import TrainState, calibrate, initial_params, new_state
+from bipft_jax.training.step import INPUTS, pretraining_step
+from bipft_jax.training.warm_start import abstract_params
+
+BERT_VOCABULARY = 30522
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Forward, backward and AdamW of `batch` sequences of `length` tokens.
+
+    size: of `models.recipes.SIZES`. dtype: of activations. dropout: BERT's 0.1 costs random bits.
+    """
+
+    size: str
+    batch: int
+    length: int
+    dtype: str
+    dropout: float = 0.1
+    vocab_size: int = BERT_VOCABULARY
+
+    def config(self, recipe: str, compute: str) -> BertConfig:
+        """The model.
+
+        Raises: ValueError for an unknown recipe, size or compute mode.
+        """
+        return bert_config(
+            recipe_named(recipe),
+            self.size,
+            self.vocab_size,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            compute=compute,
+        )
+
+    def update(self, config: BertConfig) -> Callable[..., Any]:
+        """The function (state, teacher's parameters (None), batch) -> (state, metrics)."""
+        return pretraining_step(BertForPreTraining(config), _optimizer(), seed=0)
+
+    def abstract_state(self, config: BertConfig) -> TrainState:
+        """Shapes and dtypes of the state."""
+        return jax.eval_shape(lambda p: new_state(p, _optimizer()), abstract_params(config, 0))
+
+    def state(self, config: BertConfig) -> TrainState:
+        """A calibrated state with random weights."""
+        model = BertForPreTraining(config)
+        inputs = [self.arrays()[name] for name in INPUTS]
+        params = initial_params(model, jax.random.key(0), *inputs)
+        return new_state(calibrate(model, params, *inputs), _optimizer())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """A batch of random tokens without padding, BERT's 15 % of them to predict."""
+        rng = np.random.default_rng(0)
+        shape, predictions = (self.batch, self.length), self.predictions
+        ids = rng.integers(1, self.vocab_size, shape, dtype=np.int32)
+        places = np.stack(
+            [rng.choice(self.length, predictions, replace=False) for _ in range(self.batch)]
+        )
+        places = np.sort(places, axis=1).astype(np.int32)
+        return {
+            "input_ids": ids,
+            "token_type_ids": (np.arange(self.length) >= self.length // 2).astype(np.int32)
+            + np.zeros(shape, np.int32),
+            "attention_mask": np.ones(shape, np.int32),
+            "mlm_positions": places,
+            "mlm_ids": np.take_along_axis(ids, places, axis=1),
+            "mlm_weights": np.ones(places.shape, np.float32),
+            "nsp_labels": rng.integers(0, 2, self.batch, dtype=np.int32),
+        }
+
+    @property
+    def predictions(self) -> int:
+        """Masked positions of a sequence."""
+        return max_predictions(self.length)
+
+
+def _optimizer():
+    return adamw(1e-4, weight_decay=0.01, clip_norm=1.0, eps=1e-6)

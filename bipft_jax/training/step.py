@@ -19,6 +19,7 @@ from bipft_jax.training.weight_statistics import attended_keys
 
 SEQUENCE_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 INPUTS = (*SEQUENCE_INPUTS, "mlm_positions")
+OPTIMIZER_SCOPE = "optimizer"
 
 
 def micro_batches(batch: Batch, accumulation: int) -> Batch:
@@ -69,6 +70,16 @@ def accumulated_gradients(
     return gradients, metrics
 
 
+def updated(
+    optimizer: optax.GradientTransformation, gradients: Params, state: TrainState
+) -> tuple[Params, optax.OptState]:
+    """The parameters and the optimiser's state after one update; `OPTIMIZER_SCOPE` names its
+    instructions in the compiled program."""
+    with jax.named_scope(OPTIMIZER_SCOPE):
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
+
+
 def pretraining_step(
     model: BertForPreTraining,
     optimizer: optax.GradientTransformation,
@@ -101,8 +112,7 @@ def pretraining_step(
 
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         gradients, metrics = accumulated_gradients(loss_of, state.params, batch, key, accumulation)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = updated(optimizer, gradients, state)
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         return TrainState(state.step + 1, params, opt_state), metrics
 
@@ -162,8 +172,7 @@ def finetuning_step(
 
         loss_of = task_loss if teacher is None else distillation_loss_of
         (loss, terms), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state = updated(optimizer, gradients, state)
         metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradients)}
         return TrainState(state.step + 1, params, opt_state), metrics
 

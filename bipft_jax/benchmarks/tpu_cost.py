@@ -1,0 +1,229 @@
+"""What a pretraining update costs on a TPU, by its compiler's estimate, on a machine without one.
+
+    python -m bipft_jax.benchmarks.tpu_cost --topology v5e:2x2 --size base --batch 64 --length 128 \
+        --recipes fp,bipft_a,bipft_b
+
+The update (forward, backward, AdamW) is compiled for one chip of the topology. Printed for each
+recipe: estimated cycles by kind, memory, the share of the chip's peak that the model's operations
+reach, and the costliest instructions with the source line that they come from. An estimate is no
+measurement: use it to compare programs and to see where their time goes.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from bipft_jax.benchmarks import hlo_cost
+from bipft_jax.benchmarks.workload import Workload
+from bipft_jax.models.recipes import RECIPES, SIZES
+from bipft_jax.quantization.binary_dot import AUTO_COMPUTE, COMPUTE_MODES
+from bipft_jax.training.flops import update_flops
+
+Row = dict[str, Any]
+
+# Peaks: Google Cloud's pages on v5e and v6e. Clocks: what the compiler's estimates for large matrix
+# products and copies imply at those peaks.
+CHIPS = {
+    "v5e": hlo_cost.Chip(clock=1.5e9, peak_flops=197e12, bandwidth=819e9),
+    "v6e": hlo_cost.Chip(clock=1.75e9, peak_flops=918e12, bandwidth=1640e9),
+}
+
+# Without them the library looks for the machine's TPU and its neighbours, and for long.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def tpu(topology: str) -> tuple[hlo_cost.Chip, jax.Device]:
+    """The chip of a topology ("v5e:2x2"), and one of its devices to compile for; it cannot run
+    anything.
+
+    Raises: ValueError for a topology that is not known, or without libtpu.
+    """
+    chip = CHIPS.get(topology.partition(":")[0])
+    if chip is None:
+        raise ValueError(
+            f"the topology must be of {' or '.join(CHIPS)}, like v5e:2x2, not {topology!r}"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(
+            "the TPU compiler is missing: pip install 'bipft_jax[tpu-compiler]', in a checkout "
+            "pip install -e '.[tpu-compiler]' (it needs no TPU)"
+        )
+    for name, value in _NO_TPU_HERE.items():
+        os.environ.setdefault(name, value)
+    try:
+        return chip, topologies.get_topology_desc(topology, "tpu").devices[0]
+    except Exception as error:  # what it raises is libtpu's affair
+        raise ValueError(
+            f"libtpu does not know the topology {topology!r} (try v5e:2x2): {error}"
+        ) from error
+
+
+def row(workload: Workload, recipe: str, compute: str, topology: str, costliest: int) -> Row:
+    """Compiles one recipe's update and reads its cost.
+
+    Returns: `cycles` (estimated and charged), `charged_cycles` (of those, what the compiler gave no
+      estimate for), `cycles_by_kind`, `temp_bytes`, `argument_bytes`, `copied_bytes` (between
+      memories, beside the computation), `peak_fraction` and the list `costliest`.
+    """
+    chip, device = tpu(topology)
+    # A recipe that quantises nothing has no codes to multiply.
+    compute = AUTO_COMPUTE["tpu"] if compute == "auto" else compute
+    config = workload.config(recipe, compute)
+    compute = workload.dtype if config.recipe.linear_input is None else compute
+    sharding = SingleDeviceSharding(device)
+
+    def on_device(tree):
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        )
+
+    arguments = on_device(workload.abstract_state(config)), None, on_device(workload.arrays())
+    compiled = jax.jit(workload.update(config), donate_argnums=0).lower(*arguments).compile()
+    module = hlo_cost.parse(compiled.as_text())
+    charges = hlo_cost.charges(module, chip)
+    cycles = sum(charge.cycles for charge in charges)
+    flops = update_flops(config, workload.batch, workload.length, workload.predictions)
+    memory = compiled.memory_analysis()
+    return {
+        "recipe": recipe,
+        "compute": compute,
+        "topology": topology,
+        "cycles": cycles,
+        "charged_cycles": sum(c.cycles for c in charges if not c.estimated),
+        "cycles_by_kind": hlo_cost.by_kind(charges),
+        "temp_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "copied_bytes": sum(charge.moved_bytes for charge in charges),
+        "peak_fraction": flops / (cycles / chip.clock) / chip.peak_flops,
+        "costliest": [_described(charge, module) for charge in charges[:costliest]],
+    }
+
+
+def _described(charge: hlo_cost.Charge, module: hlo_cost.Module) -> Row:
+    instruction = charge.instruction
+    stack = module.locations.get(instruction.frame, [])
+    # A library's line says less than the line of ours that called it.
+    source = next((place for place in stack if "/bipft_jax/" in place), (stack or ["?"])[0])
+    return {
+        "cycles": charge.cycles,
+        "count": charge.count,
+        "kind": charge.kind,
+        "estimated": charge.estimated,
+        "instruction": instruction.name,
+        "shape": instruction.shape.partition("{")[0],
+        "source": re.sub(r".*/(bipft_jax|site-packages)/", "", source),
+        "operation": instruction.op_name.rpartition("/")[2],
+    }
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The rows as text: one table, then each recipe's costliest instructions."""
+    kinds = hlo_cost.KINDS
+    fp = next((row["cycles"] for row in rows if row["recipe"] == "fp"), None)
+    lines = [
+        "million cycles",
+        f"{'recipe':<10} {'compute':<10} {'total':>7} {'of fp':>6} "
+        + " ".join(f"{kind:>13}" for kind in kinds)
+        + f" {'not estimated':>13} {'temp GB':>8} {'arguments GB':>12} {'of peak':>7}",
+    ]
+    for row in rows:
+        ratio = "" if fp is None else f"{row['cycles'] / fp:.2f}"
+        by_kind = " ".join(f"{row['cycles_by_kind'][kind] / 1e6:>13.1f}" for kind in kinds)
+        lines.append(
+            f"{row['recipe']:<10} {row['compute']:<10} {row['cycles'] / 1e6:>7.1f} {ratio:>6} "
+            f"{by_kind} {row['charged_cycles'] / 1e6:>13.1f} {row['temp_bytes'] / 1e9:>8.2f} "
+            f"{row['argument_bytes'] / 1e9:>12.2f} {row['peak_fraction']:>7.0%}"
+        )
+    for row in rows:
+        lines += ["", f"{row['recipe']}, {row['compute']}: costliest (million cycles, times run)"]
+        for item in row["costliest"]:
+            lines.append(
+                f"{item['cycles'] / 1e6:>7.2f} {item['count']:>4} {item['kind']:<13} "
+                f"{item['instruction']:<40} {item['shape'][:32]:<32} {item['source']} "
+                f"{item['operation']}{'' if item['estimated'] else ' (not estimated)'}"
+            )
+    return "\n".join(lines)
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bipft_jax.benchmarks.tpu_cost",
+        description="Compiles the pretraining update of several recipes for one TPU chip, on any "
+        "machine, and prints what its compiler expects them to cost.",
+    )
+
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
+    parser.add_argument(
+        "--topology", default="v5e:2x2", help=f"of {', '.join(CHIPS)} (default %(default)s)"
+    )
+    parser.add_argument("--size", default="base", help="of: %(choices)s", choices=SIZES)
+    parser.add_argument("--batch", type=int, default=64, help="sequences (default %(default)s)")
+    parser.add_argument("--length", type=int, default=128, help="tokens (default %(default)s)")
+    parser.add_argument(
+        "--recipes",
+        type=names,
+        default=["fp", "bipft_a", "bipft_b"],
+        help=f"comma-separated, of: {', '.join(RECIPES)} (default fp,bipft_a,bipft_b)",
+    )
+    parser.add_argument(
+        "--compute", default="auto", choices=COMPUTE_MODES, help="arithmetic of the products"
+    )
+    parser.add_argument(
+        "--dtype",
+        default="bfloat16",
+        choices=("float32", "bfloat16"),
+        help="of activations (default %(default)s)",
+    )
+    parser.add_argument(
+        "--costliest", type=int, default=10, help="instructions to list (default %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+    parsed = parser.parse_args(arguments)
+    for name in ("batch", "length"):
+        if getattr(parsed, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(parsed, name)}")
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; exits with a message for wrong arguments."""
+    parsed = _parse_arguments(arguments)
+    # Found by itself, libtpu would be taken for the machine's backend.
+    jax.config.update("jax_platforms", "cpu")
+    workload = Workload(parsed.size, parsed.batch, parsed.length, parsed.dtype)
+    rows = []
+    try:
+        for recipe in parsed.recipes:
+            print(f"compiling {recipe} for {parsed.topology}", flush=True)
+            rows.append(row(workload, recipe, parsed.compute, parsed.topology, parsed.costliest))
+        if parsed.json is not None:
+            parsed.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(
+        f"\none chip of {parsed.topology}, jax {jax.__version__}, libtpu "
+        f"{importlib.metadata.version('libtpu')}; {parsed.size}, {parsed.batch} x {parsed.length}, "
+        f"{parsed.dtype}"
+    )
+    print(report(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The command that asks the TPU compiler; the compiler itself is not a test dependency."""
+
+import importlib.util
+
+import pytest
+
+from bipft_jax.benchmarks import tpu_cost
+
+
+def test_an_unknown_topology_lists_the_known_chips():
+    with pytest.raises(SystemExit, match="v5e or v6e.*'v9z:2x2'"):
+        tpu_cost.main(["--topology", "v9z:2x2", "--size", "tiny"])
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
+    )
+    with pytest.raises(SystemExit, match=r"pip install -e '\.\[tpu-compiler\]'"):
+        tpu_cost.main(["--size", "tiny"])
+
+
+def test_the_report_compares_with_fp_and_names_source_lines():
+    def row(recipe, cycles):
+        return {
+            "recipe": recipe,
+            "compute": "int8",
+            "cycles": cycles,
+            "charged_cycles": 0,
+            "cycles_by_kind": {kind: 1e6 for kind in tpu_cost.hlo_cost.KINDS},
+            "temp_bytes": 2e9,
+            "argument_bytes": 1e9,
+            "peak_fraction": 0.25,
+            "costliest": [
+                {
+                    "cycles": 3e6,
+                    "count": 12,
+                    "kind": "matmul",
+                    "estimated": False,
+                    "instruction": "fusion.7",
+                    "shape": "bf16[8,8]",
+                    "source": "models/bert.py:7",
+                    "operation": "dot_general",
+                }
+            ],
+        }
+
+    text = tpu_cost.report([row("fp", 100e6), row("bipft_a", 85e6)])
+    assert [line.split()[2:4] for line in text.splitlines()[2:4]] == [
+        ["100.0", "1.00"],
+        ["85.0", "0.85"],
+    ]
+    assert "models/bert.py:7 dot_general (not estimated)" in text
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="pip install -e '.[tpu-compiler]'"
+)
+def test_compiles_the_update(capsys):
+    workload = tpu_cost.Workload("tiny", 2, 16, "bfloat16")
+    row = tpu_cost.row(workload, "bipft_a", "auto", "v5e:2x2", costliest=1000)
+    assert row["compute"] == "int8"
+    assert row["cycles"] == pytest.approx(sum(row["cycles_by_kind"].values()))
+    assert row["cycles_by_kind"]["optimizer"] > 0
+    sources = {item["source"] for item in row["costliest"] if item["kind"] == "matmul"}
+    assert any(source.startswith("quantization/binary_dot.py:") for source in sources)

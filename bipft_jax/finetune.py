@@ -192,7 +192,12 @@ def make_stages(
     stage = None
     for number, recipe in enumerate(recipes, start=1):
         model_config = dataclasses.replace(
-            source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute),
+            source.config(
+                dropout=config.dropout,
+                dtype=config.dtype,
+                compute=config.compute,
+                backward=config.backward,
+            ),
             recipe=recipe_named(
                 recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights
             ),

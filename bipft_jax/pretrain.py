@@ -114,6 +114,8 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         dropout=config.dropout,
         dtype=config.dtype,
         compute=config.compute,
+        backward=config.backward,
+        scan_layers=config.scan_layers,
         remat=config.remat,
     )
     mesh = sharding.data_mesh()

@@ -29,8 +29,15 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.full_precision_weights = False  # of linears; activations and embedding stay binary
     config.dropout = 0.1  # of hidden states and attention probabilities
     config.dtype = "float32"  # of activations, or "bfloat16"; latent weights are always float32
-    config.compute = "auto"  # of products of codes: int8, bfloat16, float32, alike; or "simulated"
-    config.remat = "none"  # "dots" or "full" keep less for the backward pass and compute it again
+    # Arithmetic of products of codes: "int8", "bfloat16" and "float32" give the same results. Of
+    # their gradients: "bfloat16" (within 1 %) or "float32". "auto": what this machine is fast at
+    # (`bipft_jax/quantization/arithmetic.py`).
+    config.compute = "auto"
+    config.backward = "auto"
+    # "lean", "dots" and "full" keep less and less for the backward pass, and compute it again
+    # (`bipft_jax/models/remat.py`).
+    config.remat = "none"
+    config.scan_layers = True  # False compiles for minutes; the program then is faster on a TPU
 
     # Data
     config.corpus_dir = ""

@@ -26,7 +26,8 @@ from jax.sharding import SingleDeviceSharding
 from bipft_jax.benchmarks import hlo_cost
 from bipft_jax.benchmarks.workload import Workload
 from bipft_jax.models.recipes import RECIPES, SIZES
-from bipft_jax.quantization.binary_dot import AUTO_COMPUTE, COMPUTE_MODES
+from bipft_jax.models.remat import REMAT_POLICIES
+from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 from bipft_jax.training.flops import update_flops
 
 Row = dict[str, Any]
@@ -81,9 +82,8 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
       memories, beside the computation), `peak_fraction` and the list `costliest`.
     """
     chip, device = tpu(topology)
-    # A recipe that quantises nothing has no codes to multiply.
-    compute = AUTO_COMPUTE["tpu"] if compute == "auto" else compute
     config = workload.config(recipe, compute)
+    # A recipe that quantises nothing has no codes to multiply.
     compute = workload.dtype if config.recipe.linear_input is None else compute
     sharding = SingleDeviceSharding(device)
 
@@ -192,6 +192,15 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of activations (default %(default)s)",
     )
     parser.add_argument(
+        "--remat",
+        default="lean",
+        choices=REMAT_POLICIES,
+        help="what layers keep for the backward pass (default %(default)s)",
+    )
+    parser.add_argument(
+        "--unroll", action="store_true", help="do not scan the layers: compiles for many minutes"
+    )
+    parser.add_argument(
         "--costliest", type=int, default=10, help="instructions to list (default %(default)s)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
@@ -207,7 +216,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parse_arguments(arguments)
     # Found by itself, libtpu would be taken for the machine's backend.
     jax.config.update("jax_platforms", "cpu")
-    workload = Workload(parsed.size, parsed.batch, parsed.length, parsed.dtype)
+    workload = Workload(
+        parsed.size,
+        parsed.batch,
+        parsed.length,
+        parsed.dtype,
+        remat=parsed.remat,
+        scan_layers=not parsed.unroll,
+    )
     rows = []
     try:
         for recipe in parsed.recipes:
@@ -220,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(
         f"\none chip of {parsed.topology}, jax {jax.__version__}, libtpu "
         f"{importlib.metadata.version('libtpu')}; {parsed.size}, {parsed.batch} x {parsed.length}, "
-        f"{parsed.dtype}"
+        f"{parsed.dtype}, remat {parsed.remat}{', layers unrolled' if parsed.unroll else ''}"
     )
     print(report(rows))
 

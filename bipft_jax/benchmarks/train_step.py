@@ -22,7 +22,8 @@ import jax
 
 from bipft_jax.benchmarks.workload import Workload
 from bipft_jax.models.recipes import RECIPES, SIZES
-from bipft_jax.quantization.binary_dot import COMPUTE_MODES, resolve_compute
+from bipft_jax.models.remat import REMAT_POLICIES
+from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 
 Row = dict[str, Any]
 
@@ -61,7 +62,7 @@ def compile_variant(workload: Workload, recipe: str, compute: str) -> Variant:
 
     # A recipe that quantises nothing has no codes to multiply.
     codes = config.recipe.linear_input is not None
-    return Variant(recipe, resolve_compute(compute) if codes else workload.dtype, peak, run)
+    return Variant(recipe, compute if codes else workload.dtype, peak, run)
 
 
 def hugging_face_variant(workload: Workload) -> Variant:
@@ -219,6 +220,12 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of activations (default %(default)s)",
     )
     parser.add_argument(
+        "--remat",
+        default="none",
+        choices=REMAT_POLICIES,
+        help="what layers keep for the backward pass (default %(default)s)",
+    )
+    parser.add_argument(
         "--repeats", type=int, default=7, help="measured updates of each (default %(default)s)"
     )
     parser.add_argument(
@@ -240,7 +247,7 @@ def variants_of(parsed: argparse.Namespace) -> list[Variant]:
 
     Raises: ValueError for an unknown recipe or kind of arithmetic, or a peer that is not installed.
     """
-    workload = Workload(parsed.size, parsed.batch, parsed.length, parsed.dtype)
+    workload = Workload(parsed.size, parsed.batch, parsed.length, parsed.dtype, remat=parsed.remat)
     variants = [hugging_face_variant(workload)] if parsed.peer else []
     for recipe in parsed.recipes:
         for compute in parsed.compute:

@@ -24,13 +24,17 @@ BERT_VOCABULARY = 30522
 class Workload:
     """Forward, backward and AdamW of `batch` sequences of `length` tokens.
 
-    size: of `models.recipes.SIZES`. dtype: of activations. dropout: BERT's 0.1 costs random bits.
+    size: of `models.recipes.SIZES`. dtype: of activations. backward, remat,
+    scan_layers: as `BertConfig` takes them. dropout: BERT's 0.1 costs random bits.
     """
 
     size: str
     batch: int
     length: int
     dtype: str
+    backward: str = "auto"
+    remat: str = "none"
+    scan_layers: bool = True
     dropout: float = 0.1
     vocab_size: int = BERT_VOCABULARY
 
@@ -46,6 +50,9 @@ class Workload:
             dropout=self.dropout,
             dtype=self.dtype,
             compute=compute,
+            backward=self.backward,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
         )
 
     def update(self, config: BertConfig) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ from bipft_jax.interop.fixtures.models import (
 )
 from bipft_jax.interop.fixtures.trajectories import check_trajectory
 from bipft_jax.interop.fixtures.units import check_units
-from bipft_jax.quantization.binary_dot import COMPUTE_MODES
+from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 
 CHECKS: dict[str, Callable[[Fixture, str], None]] = {
     "unit": check_units,

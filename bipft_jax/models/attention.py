@@ -8,11 +8,16 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
+from bipft_jax.models.dropout import Dropout
 from bipft_jax.models.layers import BinaryDense, dense_initializer, learned_scale, low_rank
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import quantize
+
+# The name of queries, keys and values for policies of `jax.checkpoint`.
+PROJECTION = "projection"
 
 # Applied with `mutable=[STATISTICS]`, attention reports ATTENDED_KEYS: with how many keys a token
 # has a probability that is not quantised to 0, on average over tokens and heads. Where softmax is
@@ -51,6 +56,7 @@ class SelfAttention(nn.Module):
                 recipe.linear_input,
                 recipe.shifted_input,
                 config.compute,
+                config.backward,
                 config.initializer_range,
                 dtype,
                 name=name,
@@ -59,19 +65,22 @@ class SelfAttention(nn.Module):
             if recipe.lora_rank:
                 y = y + low_rank(config, f"{name}_lora")(x_BxSxH)
             self.sow("intermediates", f"{name}_projection", y)
-            return y.reshape(batch, length, config.heads, head_width).transpose(0, 2, 1, 3)
+            return checkpoint_name(y, PROJECTION)
 
-        q_BxhxSxd, k_BxhxTxd, v_BxhxTxd = map(projection, ("query", "key", "value"))
+        q_BxSxH, k_BxTxH, v_BxTxH = map(projection, ("query", "key", "value"))
         quantizer = recipe.query_key_value
         scores_BxhxSxT = binary_dot_general(
-            q_BxhxSxd,
-            k_BxhxTxd,
+            q_BxSxH,
+            k_BxTxH,
             (((3,), (3,)), ((0, 1), (0, 1))),
             lhs_quantizer=quantizer,
             rhs_quantizer=quantizer,
-            lhs_scale=learned_scale(self, "query_scale", quantizer, q_BxhxSxd),
-            rhs_scale=learned_scale(self, "key_scale", quantizer, k_BxhxTxd),
+            lhs_scale=learned_scale(self, "query_scale", quantizer, q_BxSxH),
+            rhs_scale=learned_scale(self, "key_scale", quantizer, k_BxTxH),
+            lhs_heads=config.heads,
+            rhs_heads=config.heads,
             compute=config.compute,
+            backward=config.backward,
         )
 
         def estimator(name: str, rank: int) -> jax.Array:
@@ -97,7 +106,7 @@ class SelfAttention(nn.Module):
         probs_BxhxSxT = scores_BxhxSxT + bias_BxT[:, None, None, :]
         if recipe.softmax:
             probs_BxhxSxT = nn.softmax(probs_BxhxSxT)
-        probs_BxhxSxT = nn.Dropout(config.dropout)(probs_BxhxSxT, deterministic=deterministic)
+        probs_BxhxSxT = Dropout(config.dropout)(probs_BxhxSxT, deterministic)
 
         prob_scale = learned_scale(self, "probs_scale", recipe.attention_probs, probs_BxhxSxT)
         if recipe.attention_probs is not None and self.is_mutable_collection(STATISTICS):
@@ -112,13 +121,15 @@ class SelfAttention(nn.Module):
             self.sow(ATTENTION_MAPS, "probs", multiplied)
         context_BxhxSxd = binary_dot_general(
             probs_BxhxSxT,
-            v_BxhxTxd,
+            v_BxTxH,
             (((3,), (2,)), ((0, 1), (0, 1))),
             lhs_quantizer=recipe.attention_probs,
             rhs_quantizer=quantizer,
             lhs_scale=prob_scale,
-            rhs_scale=learned_scale(self, "value_scale", quantizer, v_BxhxTxd),
+            rhs_scale=learned_scale(self, "value_scale", quantizer, v_BxTxH),
+            rhs_heads=config.heads,
             compute=config.compute,
+            backward=config.backward,
         )
         if recipe.estimator_rank:
             dv_BxTx1 = estimator("value_residual", 1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from bipft_jax.errors import unknown_name
+from bipft_jax.models.activations import ACTIVATIONS
 from bipft_jax.models.attention import ATTENTION_MAPS, STATISTICS, SelfAttention
+from bipft_jax.models.dropout import Dropout
 from bipft_jax.models.layers import (
     BinaryDense,
     BinaryEmbed,
@@ -20,18 +22,7 @@ from bipft_jax.models.layers import (
     low_rank,
 )
 from bipft_jax.models.recipes import BertConfig
-
-ACTIVATIONS = {"gelu": functools.partial(nn.gelu, approximate=False), "relu": nn.relu}
-
-# What a layer keeps for its backward pass. "none": everything autodiff asks for (fastest);
-# "dots": only results of matrix products without batch dimensions; "full": only the layer's
-# input, everything else is computed again (least memory).
-REMAT_POLICIES: dict[str, Any] = {
-    "none": None,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
+from bipft_jax.models.remat import REMAT_POLICIES
 
 # Collections that a layer writes for whoever makes them mutable.
 _REPORTED = ("calibration", "intermediates", STATISTICS, ATTENTION_MAPS)
@@ -66,6 +57,7 @@ def _binary_dense(config: BertConfig, features: int, input_quantizer, name: str)
         input_quantizer,
         config.recipe.shifted_input,
         config.compute,
+        config.backward,
         config.initializer_range,
         jnp.dtype(config.dtype),
         name=name,
@@ -81,7 +73,9 @@ class EncoderLayer(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool):
         """x: [B, S, H], mask: [B, S] -> (y, y), y [B, S, H]: carry and output of a scan."""
         config, recipe = self.config, self.config.recipe
-        dropout = nn.Dropout(config.dropout, deterministic=deterministic)
+
+        def dropout(y: jax.Array) -> jax.Array:
+            return Dropout(config.dropout)(y, deterministic)
 
         context = SelfAttention(config, name="attention")(x, mask, deterministic)
         y = _binary_dense(config, config.hidden, recipe.linear_input, "attention_output")(context)
@@ -151,7 +145,7 @@ class Bert(nn.Module):
         self.positions = table(config.max_positions)
         self.segments = table(config.segment_types)
         self.norm = layer_norm(config, None)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.encoder = Encoder(config)
         self.pooler = _binary_dense(config, config.hidden, config.recipe.linear_input, None)
         if config.recipe.pooler == "layernorm_residual":
@@ -173,7 +167,7 @@ class Bert(nn.Module):
             )
         x = self.words(input_ids) + self.positions(jnp.arange(length))[None]
         x = self.norm(x + self.segments(token_type_ids))
-        x = self.dropout(x, deterministic=deterministic)
+        x = self.dropout(x, deterministic)
         last, after_layers = self.encoder(x, attention_mask, deterministic)
 
         first = last[:, 0]
@@ -232,7 +226,7 @@ class BertForSequenceClassification(nn.Module):
         _, hidden_states, pooled = Bert(config, name="bert")(
             input_ids, token_type_ids, attention_mask, deterministic
         )
-        pooled = nn.Dropout(config.dropout)(pooled, deterministic=deterministic)
+        pooled = Dropout(config.dropout)(pooled, deterministic)
         classifier = nn.Dense(
             self.classes,
             dtype=logits_dtype(config.dtype),

@@ -16,12 +16,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
+from bipft_jax.models.normalization import LayerNorm
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import MeanBinarizer, Quantizer, RowBinarizer
 
 # Names of all `BinaryDense` in the encoder.
 BINARY_LINEARS = frozenset("query key value attention_output ffn_input ffn_output pooler".split())
+LINEAR_INPUT = (
+    "linear_input"  # the name of a linear's float input, for policies of `jax.checkpoint`
+)
 SCALE_SUFFIX = "_scale"  # every learned scale's parameter name ends so, and no other does
 
 
@@ -62,6 +67,7 @@ class BinaryDense(nn.Module):
     input_quantizer: Quantizer | None
     shifted_input: bool
     compute: str
+    backward: str
     initializer_range: float
     dtype: Any
 
@@ -77,6 +83,7 @@ class BinaryDense(nn.Module):
         if self.shifted_input:
             shift = self.param("input_shift", nn.initializers.zeros, (width,))
             x = x + shift.astype(self.dtype)
+        x = checkpoint_name(x, LINEAR_INPUT)
         product = binary_dot_general(
             x,
             kernel.astype(self.dtype) if self.weight_quantizer is None else kernel,
@@ -85,6 +92,7 @@ class BinaryDense(nn.Module):
             rhs_quantizer=self.weight_quantizer,
             lhs_scale=learned_scale(self, "input_scale", self.input_quantizer, x),
             compute=self.compute,
+            backward=self.backward,
         )
         return product + bias.astype(self.dtype)
 
@@ -151,14 +159,9 @@ class BinaryEmbed(nn.Module):
         return jnp.matmul(x, table.T, preferred_element_type=logits_dtype(self.dtype))
 
 
-def layer_norm(config, name: str) -> nn.LayerNorm:
-    """BERT's LayerNorm: biased variance of the centred values, statistics in float32 or wider."""
-    return nn.LayerNorm(
-        epsilon=config.layer_norm_epsilon,
-        dtype=jnp.dtype(config.dtype),
-        use_fast_variance=False,
-        name=name,
-    )
+def layer_norm(config, name: str) -> LayerNorm:
+    """The recipe's LayerNorm."""
+    return LayerNorm(config.layer_norm_epsilon, jnp.dtype(config.dtype), name=name)
 
 
 def low_rank(config, name: str) -> LowRank:

@@ -137,8 +137,9 @@ class BertConfig:
 
     dropout: probability, of hidden states and of attention probabilities.
     dtype: type of activations, "float32" or "bfloat16"; parameters are float32 (latent weights).
-    compute: arithmetic of products of codes (`quantization.binary_dot.COMPUTE_MODES`).
-    remat: name in `models.bert.REMAT_POLICIES`: what a layer keeps for the backward pass.
+    compute, backward: arithmetic of products of codes and of their gradients
+      (`quantization/arithmetic.py`).
+    remat: name in `models.remat.REMAT_POLICIES`: what a layer keeps for the backward pass.
     scan_layers: one scanned layer with stacked parameters (compiles in the time of one layer), or
       the same stacked parameters unrolled into a Python loop.
     """
@@ -156,6 +157,7 @@ class BertConfig:
     layer_norm_epsilon: float = 1e-12
     dtype: str = "float32"
     compute: str = "auto"
+    backward: str = "float32"
     remat: str = "none"
     scan_layers: bool = True
 

@@ -3,7 +3,7 @@
 Forward: both operands are quantised, their *codes* are multiplied (exactly: sums of products of
 small integers), and the scales are applied once to the result. Backward: straight-through, from
 what each quantizer keeps (`quantizers.py`): for 1-bit signed activations and weights one byte an
-element, never the float operand.
+element, never the float operand. `arithmetic.py` says in which arithmetic both are done.
 """
 
 from __future__ import annotations
@@ -13,43 +13,37 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
-from bipft_jax.quantization.quantizers import ElasticUnsigned, Encoded, Quantizer, quantize
+from bipft_jax.quantization.arithmetic import check_modes
+from bipft_jax.quantization.products import (
+    Numbers,
+    code_product,
+    cotangent_products,
+    float_product,
+    free_axes,
+    merge_heads,
+    split_heads,
+)
+from bipft_jax.quantization.quantizers import ElasticUnsigned, Encoded, Quantizer, quantize, total
 
-DimensionNumbers = tuple[
-    tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]
-]
-
-COMPUTE_MODES = ("auto", "int8", "bfloat16", "float32", "simulated")
-
-# What `auto` stands for, by `jax.default_backend()`; a backend that is not listed multiplies in
-# float32. Every mode gives the same integers, so this is a choice of speed alone.
-AUTO_COMPUTE = {"cpu": "int8", "gpu": "int8", "tpu": "int8"}
-
-
-def resolve_compute(compute: str) -> str:
-    """Turns "auto" into the arithmetic that this process's backend is fast at.
-
-    Raises: ValueError for a name that is not in `COMPUTE_MODES`.
-    """
-    if compute not in COMPUTE_MODES:
-        raise ValueError(f"unknown compute {compute!r}: one of {', '.join(COMPUTE_MODES)}")
-    if compute == "auto":
-        return AUTO_COMPUTE.get(jax.default_backend(), "float32")
-    return compute
+# The name of kept codes, for policies of `jax.checkpoint`.
+CODES = "codes"
 
 
 def binary_dot_general(
     lhs: jax.Array,
     rhs: jax.Array,
-    dimension_numbers: DimensionNumbers,
+    dimension_numbers: Numbers,
     *,
     lhs_quantizer: Quantizer | None,
     rhs_quantizer: Quantizer | None,
     lhs_scale: jax.Array | None = None,
     rhs_scale: jax.Array | None = None,
+    lhs_heads: int = 0,
+    rhs_heads: int = 0,
     compute: str = "auto",
+    backward: str = "float32",
 ) -> jax.Array:
     """`lax.dot_general` of two arrays that are quantised first.
 
@@ -59,16 +53,19 @@ def binary_dot_general(
       lhs_quantizer, rhs_quantizer: rows of the quantizer table; None leaves an operand as it is
         (then the product is made in lhs's dtype, accumulated in float32 or wider).
       lhs_scale, rhs_scale: learned scalar scales, for the quantizers that have one.
-      compute: arithmetic of the product of codes, "int8" (int8 x int8 -> int32), "bfloat16"
-        (accumulated in float32), "float32", or "auto" (`AUTO_COMPUTE`). The codes are the same in
-        all of them, and so are the results while sums stay below 2^24. "simulated" multiplies
-        the quantised *values* in lhs's dtype and keeps them for the backward pass, as
-        binarisation usually is written: for comparison.
+      lhs_heads, rhs_heads: if not 0, that operand comes as [B, S, heads * d] and is multiplied as
+        [B, heads, S, d], to which the dimension numbers refer.
+      compute: arithmetic of the product of codes, one of `arithmetic.COMPUTE_MODES`. The results
+        are the same in all of them while sums stay below 2^24. "simulated" multiplies the
+        quantised *values* in lhs's dtype and keeps them for the backward pass, as binarisation
+        usually is written: for comparison.
+      backward: arithmetic of the two products of the backward pass where both operands are
+        quantised, one of `arithmetic.BACKWARD_MODES`; "float32" means the cotangent's own type.
 
     Returns: the product, in lhs's dtype, dimensions ordered as by `lax.dot_general`.
 
-    Raises: ValueError for an unknown `compute`, or a rhs quantizer that needs an offset
-      (unsigned, more than one bit), which only the left operand may have.
+    Raises: ValueError for an unknown `compute` or `backward`, or a rhs quantizer that needs an
+      offset (unsigned, more than one bit), which only the left operand may have.
     """
     if isinstance(rhs_quantizer, ElasticUnsigned) and rhs_quantizer.bits > 1:
         raise ValueError(f"{rhs_quantizer} has an offset: only the left operand may be unsigned")
@@ -77,7 +74,7 @@ def binary_dot_general(
         (tuple(lhs_contract), tuple(rhs_contract)),
         (tuple(lhs_batch), tuple(rhs_batch)),
     )
-    compute = resolve_compute(compute)
+    check_modes(compute, backward)
     if compute == "simulated":
         if lhs_quantizer is not None:
             lhs, lhs_quantizer = quantize(lhs, lhs_scale, lhs_quantizer), None
@@ -89,7 +86,16 @@ def binary_dot_general(
         lhs_scale,
         rhs_scale,
         numbers,
-        _Static(lhs_quantizer, rhs_quantizer, compute, lhs.dtype, rhs.dtype),
+        _Static(
+            lhs_quantizer,
+            rhs_quantizer,
+            compute,
+            backward,
+            lhs.dtype,
+            rhs.dtype,
+            lhs_heads,
+            rhs_heads,
+        ),
     )
 
 
@@ -99,150 +105,111 @@ class _Static(NamedTuple):
     lhs_quantizer: Quantizer | None
     rhs_quantizer: Quantizer | None
     compute: str
+    backward: str
     lhs_dtype: Any
     rhs_dtype: Any
+    lhs_heads: int
+    rhs_heads: int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _binary_dot(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
-    left = _encode(lhs, lhs_scale, static.lhs_quantizer)
-    right = _encode(rhs, rhs_scale, static.rhs_quantizer)
-    return _multiply(left, right, numbers, static.compute, lhs.dtype)
+    return _forward(lhs, rhs, lhs_scale, rhs_scale, numbers, static)[0]
 
 
 def _forward(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
-    left = _encode(lhs, lhs_scale, static.lhs_quantizer)
-    right = _encode(rhs, rhs_scale, static.rhs_quantizer)
-    product = _multiply(left, right, numbers, static.compute, lhs.dtype)
-    kept_left = _residual(lhs, lhs_scale, left, static.lhs_quantizer)
-    kept_right = _residual(rhs, rhs_scale, right, static.rhs_quantizer)
+    kept_left = _kept(lhs, lhs_scale, static.lhs_quantizer)
+    kept_right = _kept(rhs, rhs_scale, static.rhs_quantizer)
+    # Codes are made from what is kept: else compilers write both to memory.
+    left = _restored(kept_left, lhs_scale, static.lhs_quantizer)
+    right = _restored(kept_right, rhs_scale, static.rhs_quantizer)
+    product = _multiply(left, right, numbers, static, lhs.dtype)
     return product, (kept_left, kept_right, lhs_scale, rhs_scale)
 
 
 def _backward(numbers, static, kept, cotangent):
     kept_left, kept_right, lhs_scale, rhs_scale = kept
-    dtype = cotangent.dtype
-    left, left_factor = _factor(kept_left, lhs_scale, static.lhs_quantizer, dtype)
-    right, right_factor = _factor(kept_right, rhs_scale, static.rhs_quantizer, dtype)
-    to_left, to_right = _transposed_products(cotangent, left, right, numbers)
+    left = _restored(kept_left, lhs_scale, static.lhs_quantizer)
+    right = _restored(kept_right, rhs_scale, static.rhs_quantizer)
+    left_array, left_factor = _factor(left, cotangent.dtype)
+    right_array, right_factor = _factor(right, cotangent.dtype)
+    coded = isinstance(left, Encoded) and isinstance(right, Encoded)
+    to_left, to_right = cotangent_products(
+        cotangent,
+        split_heads(left_array, static.lhs_heads),
+        split_heads(right_array, static.rhs_heads),
+        numbers,
+        # What is not quantised keeps its precision.
+        static.backward if coded else "float32",
+    )
+    to_left = merge_heads(to_left, static.lhs_heads).astype(static.lhs_dtype)
+    to_right = merge_heads(to_right, static.rhs_heads).astype(static.rhs_dtype)
+    # <cotangent, left right> = <to_left, left> = <to_right, right>: both scales' gradients need it,
+    # and it is read off the smaller operand.
+    if left_array.size < right_array.size:
+        inner = total(to_left, left_array)
+    else:
+        inner = total(to_right, right_array)
     lhs_bar, lhs_scale_bar = _pullback(
-        kept_left, lhs_scale, to_left * right_factor, static.lhs_quantizer
+        kept_left, lhs_scale, to_left, right_factor, inner, static.lhs_quantizer
     )
     rhs_bar, rhs_scale_bar = _pullback(
-        kept_right, rhs_scale, to_right * left_factor, static.rhs_quantizer
+        kept_right, rhs_scale, to_right, left_factor, inner, static.rhs_quantizer
     )
-    return (
-        lhs_bar.astype(static.lhs_dtype),
-        rhs_bar.astype(static.rhs_dtype),
-        lhs_scale_bar,
-        rhs_scale_bar,
-    )
+    return lhs_bar, rhs_bar, lhs_scale_bar, rhs_scale_bar
 
 
 _binary_dot.defvjp(_forward, _backward)
 
 
-def _encode(x, scale, quantizer) -> Encoded | jax.Array:
-    return x if quantizer is None else quantizer.encode(x, scale)
+def _kept(x, scale, quantizer):
+    """What an operand leaves for the backward pass."""
+    if quantizer is None:
+        return x
+    residual = quantizer.residual(x, scale, quantizer.encode(x, scale))
+    return jax.tree.map(
+        lambda leaf: checkpoint_name(leaf, CODES) if leaf.dtype == jnp.int8 else leaf, residual
+    )
 
 
-def _residual(x, scale, encoded, quantizer):
-    return x if quantizer is None else quantizer.residual(x, scale, encoded)
+def _restored(residual, scale, quantizer) -> Encoded | jax.Array:
+    return residual if quantizer is None else quantizer.restore(residual, scale)
 
 
-def _factor(residual, scale, quantizer, dtype):
+def _factor(operand, dtype):
     """An operand as (array, scalar): codes, which are exact in any float type, and their scale
     where that is one number; else the values, and 1."""
-    if quantizer is None:
-        return residual.astype(dtype), 1.0
-    encoded = quantizer.restore(residual, scale)
-    if encoded.offset is None and encoded.scale.ndim == 0:
-        return encoded.codes.astype(dtype), encoded.scale
-    return encoded.value(dtype), 1.0
+    if not isinstance(operand, Encoded):
+        return operand.astype(dtype), 1.0
+    if operand.offset is None and operand.scale.ndim == 0:
+        return operand.codes, operand.scale
+    return operand.value(dtype), 1.0
 
 
-def _pullback(residual, scale, cotangent, quantizer):
+def _pullback(residual, scale, cotangent, factor, inner, quantizer):
+    cotangent = (cotangent * factor).astype(cotangent.dtype)
     if quantizer is None:
         return cotangent, None
-    return quantizer.pullback(residual, scale, cotangent)
+    return quantizer.pullback(residual, scale, cotangent, inner * factor)
 
 
-class _Side(NamedTuple):
-    """One operand of a product: the array, its axes by role, its free axes in the product."""
-
-    array: jax.Array
-    contract: tuple[int, ...]
-    batch: tuple[int, ...]
-    free: tuple[int, ...]
-    free_in_product: tuple[int, ...]
-
-
-def _transposed_products(cotangent, left, right, numbers):
-    """Cotangents of both operands of `lax.dot_general(left, right, numbers)`."""
-    (left_contract, right_contract), (left_batch, right_batch) = numbers
-    left_free = _free_axes(left.ndim, left_contract, left_batch)
-    right_free = _free_axes(right.ndim, right_contract, right_batch)
-    first = len(left_batch)
-    middle = first + len(left_free)
-    lhs = _Side(left, left_contract, left_batch, left_free, tuple(range(first, middle)))
-    rhs = _Side(
-        right, right_contract, right_batch, right_free, tuple(range(middle, cotangent.ndim))
-    )
-    return _cotangent_of(lhs, rhs, cotangent), _cotangent_of(rhs, lhs, cotangent)
-
-
-def _cotangent_of(own: _Side, other: _Side, cotangent: jax.Array) -> jax.Array:
-    """The product of cotangent and other operand, in the axes of the own operand.
-
-    Written out, because autodiff's own product for the right operand comes out transposed, and XLA
-    on CPU then leaves its fast matrix product (a linear layer's backward pass took 3 times as
-    long). The two factors are multiplied in the order that needs no transpose, if there is one.
-    """
-    batch_in_product = tuple(range(len(own.batch)))
-    # The contracted axes come out in the order that they have in the other operand.
-    order = sorted(range(len(own.contract)), key=other.contract.__getitem__)
-    contract = tuple(own.contract[i] for i in order)
-    axes = (*own.batch, *contract, *own.free)
-    if axes == tuple(range(len(axes))):
-        numbers = ((other.free, other.free_in_product), (other.batch, batch_in_product))
-        return _product(other.array, cotangent, numbers)
-    numbers = ((other.free_in_product, other.free), (batch_in_product, other.batch))
-    product = _product(cotangent, other.array, numbers)
-    axes = (*own.batch, *own.free, *contract)
-    return lax.transpose(product, sorted(range(len(axes)), key=axes.__getitem__))
-
-
-def _product(left: jax.Array, right: jax.Array, numbers: DimensionNumbers) -> jax.Array:
-    """Accumulated, and returned, in float32 or wider."""
-    wide = jnp.promote_types(left.dtype, jnp.float32)
-    return lax.dot_general(left, right, numbers, preferred_element_type=wide)
-
-
-def _free_axes(ndim: int, contract: tuple[int, ...], batch: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(i for i in range(ndim) if i not in contract and i not in batch)
-
-
-def _multiply(left, right, numbers, compute: str, dtype: Any) -> jax.Array:
+def _multiply(left, right, numbers, static: _Static, dtype: Any) -> jax.Array:
     """The product of two operands, each `Encoded` or a plain float array."""
     left_codes, left_scale, left_offset = left if isinstance(left, Encoded) else (left, None, None)
     right_codes, right_scale, _ = right if isinstance(right, Encoded) else (right, None, None)
 
     scale_type = jnp.promote_types(dtype, jnp.float32)
-    if not (isinstance(left, Encoded) and isinstance(right, Encoded)):
-        code_type = dtype
+    left_codes = split_heads(left_codes, static.lhs_heads)
+    right_codes = split_heads(right_codes, static.rhs_heads)
+    if isinstance(left, Encoded) and isinstance(right, Encoded):
+        product = code_product(left_codes, right_codes, numbers, static.compute, scale_type)
     else:
-        code_type = {"int8": jnp.int8, "bfloat16": jnp.bfloat16, "float32": scale_type}[compute]
-    if code_type == jnp.int8:
-        product = lax.dot_general(
-            left_codes, right_codes, numbers, preferred_element_type=jnp.int32
-        ).astype(scale_type)
-    else:
-        product = _product(left_codes.astype(code_type), right_codes.astype(code_type), numbers)
+        product = float_product(left_codes.astype(dtype), right_codes.astype(dtype), numbers)
     free = (left_codes.ndim, right_codes.ndim)
     if left_offset is not None:
         # sum_k (code * scale + offset) r = scale * sum_k code r + offset * sum_k r
-        total = jnp.sum(right_codes.astype(scale_type), axis=numbers[0][1], keepdims=True)
-        product = product * left_scale + left_offset * _rhs_to_output(total, numbers, free)
+        sums = jnp.sum(right_codes.astype(scale_type), axis=numbers[0][1], keepdims=True)
+        product = product * left_scale + left_offset * _rhs_to_output(sums, numbers, free)
     elif left_scale is not None:
         product = product * _lhs_to_output(left_scale, numbers, free)
     if right_scale is not None:
@@ -250,25 +217,25 @@ def _multiply(left, right, numbers, compute: str, dtype: Any) -> jax.Array:
     return product.astype(dtype)
 
 
-def _lhs_to_output(scale: jax.Array, numbers: DimensionNumbers, ndims: tuple[int, int]):
+def _lhs_to_output(scale: jax.Array, numbers: Numbers, ndims: tuple[int, int]):
     """A left operand's scale (scalar, or its shape with 1 at the contracted axes), shaped to
     broadcast over the product: [batch..., left free..., right free...]."""
     if scale.ndim == 0:
         return scale
     (contract, other_contract), (batch, _) = numbers
-    free = _free_axes(ndims[0], contract, batch)
-    scale = lax.transpose(scale, (*batch, *free, *contract))
+    free = free_axes(ndims[0], contract, batch)
+    scale = jnp.transpose(scale, (*batch, *free, *contract))
     other_free = ndims[1] - len(other_contract) - len(batch)
     return scale.reshape(scale.shape[: len(batch) + len(free)] + (1,) * other_free)
 
 
-def _rhs_to_output(scale: jax.Array, numbers: DimensionNumbers, ndims: tuple[int, int]):
+def _rhs_to_output(scale: jax.Array, numbers: Numbers, ndims: tuple[int, int]):
     """The same for the right operand."""
     if scale.ndim == 0:
         return scale
     (other_contract, contract), (_, batch) = numbers
-    free = _free_axes(ndims[1], contract, batch)
-    scale = lax.transpose(scale, (*batch, *free, *contract))
+    free = free_axes(ndims[1], contract, batch)
+    scale = jnp.transpose(scale, (*batch, *free, *contract))
     shape = scale.shape
     other_free = ndims[0] - len(other_contract) - len(batch)
     n = len(batch)

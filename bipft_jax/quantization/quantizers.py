@@ -29,8 +29,9 @@ range.
 
 A quantizer is a frozen dataclass (hashable: it can be a static argument) with these methods:
 `encode` (forward) and, for the backward pass, `residual` (what to keep), `restore` (codes again
-from what was kept) and `pullback` (the straight-through rule); `initial_scale` if its scale is
-learned; `lookup` if it is for embedding tables.
+from what was kept) and `pullback` (the straight-through rule: from the cotangent g of the values
+and `inner`, the sum of g * codes, to the cotangents of x and scale); `initial_scale` if its scale
+is learned; `lookup` if it is for embedding tables.
 `None` in the place of a quantizer means "not quantised".
 """
 
@@ -106,7 +107,7 @@ class MeanBinarizer:
         """The codes, as they were kept."""
         return residual
 
-    def pullback(self, residual: Any, scale: None, cotangent: jax.Array):
+    def pullback(self, residual: Any, scale: None, cotangent: jax.Array, inner):
         """Identity: no window, and nothing flows through the centre or the scale."""
         return cotangent, None
 
@@ -154,7 +155,8 @@ class ElasticSigned:
         scale's gradient needs x/scale."""
         if self.bits > 1:
             return x
-        return _marked(encoded.codes, jnp.abs(x.astype(encoded.scale.dtype)) <= encoded.scale)
+        inside = jnp.abs(x.astype(encoded.scale.dtype)) <= encoded.scale
+        return _marked(jnp.sign(x).astype(jnp.int8), inside)
 
     def restore(self, residual: Any, scale: jax.Array) -> Encoded:
         """The codes again, from `residual`."""
@@ -162,17 +164,19 @@ class ElasticSigned:
             return self.encode(residual, scale)
         return Encoded(jnp.sign(residual), _clamped(scale, scale))
 
-    def pullback(self, residual: Any, scale: jax.Array, cotangent: jax.Array):
+    def pullback(self, residual: Any, scale: jax.Array, cotangent: jax.Array, inner):
         """dL/dx = g inside the window, else 0. dL/dscale = sum(g c) / sqrt(N Qp) with
         c = sgn(x) for one bit; Qn, Qp or rnd(x/scale) - x/scale (below, above, inside) for more."""
-        wide = cotangent.astype(_scale_type(cotangent))
         if self.bits == 1:
-            inside = jnp.abs(residual) <= 1
-            slope = jnp.sign(residual).astype(wide.dtype)
-        else:
-            ratio = residual.astype(wide.dtype) / _clamped(scale, residual)
-            inside, slope = _window_and_slope(ratio, self.lowest, self.highest)
-        return _masked(inside, cotangent), _scale_gradient(wide, slope, self.highest, scale)
+            masked = _masked(jnp.abs(residual) <= 1, cotangent)
+            return masked, _scale_gradient(inner, cotangent.size, self.highest, scale)
+        wide = cotangent.astype(_scale_type(cotangent))
+        ratio = residual.astype(wide.dtype) / _clamped(scale, residual)
+        inside, slope = _window_and_slope(ratio, self.lowest, self.highest)
+        along = total(wide, slope)
+        return _masked(inside, cotangent), _scale_gradient(
+            along, cotangent.size, self.highest, scale
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +221,7 @@ class ElasticUnsigned:
         """The codes again, from x."""
         return self.encode(residual, scale)
 
-    def pullback(self, residual: Any, scale: jax.Array, cotangent: jax.Array):
+    def pullback(self, residual: Any, scale: jax.Array, cotangent: jax.Array, inner):
         """dL/dx = g where 0 <= z/scale <= Qp. dL/dscale = sum(g c) / sqrt(N Qp) with c = 0 below,
         Qp above and rnd(z/scale) - z/scale inside."""
         wide = cotangent.astype(_scale_type(cotangent))
@@ -226,7 +230,10 @@ class ElasticUnsigned:
             shifted = shifted - jnp.min(shifted)
         ratio = shifted / _clamped(scale, residual)
         inside, slope = _window_and_slope(ratio, 0, self.highest)
-        return _masked(inside, cotangent), _scale_gradient(wide, slope, self.highest, scale)
+        along = total(wide, slope)
+        return _masked(inside, cotangent), _scale_gradient(
+            along, cotangent.size, self.highest, scale
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +263,7 @@ class RowBinarizer:
         """The codes, without the marks."""
         return residual._replace(codes=jnp.sign(residual.codes))
 
-    def pullback(self, residual: Encoded, scale: None, cotangent: jax.Array):
+    def pullback(self, residual: Encoded, scale: None, cotangent: jax.Array, inner):
         """t = g inside the window, then through the centring: t - mean of t over the row."""
         passed = _masked(jnp.abs(residual.codes) <= 1, cotangent)
         return passed - jnp.mean(passed, axis=self.axis, keepdims=True), None
@@ -290,7 +297,7 @@ class SignBinarizer:
         """The codes, without the marks."""
         return residual._replace(codes=jnp.sign(residual.codes))
 
-    def pullback(self, residual: Encoded, scale: None, cotangent: jax.Array):
+    def pullback(self, residual: Encoded, scale: None, cotangent: jax.Array, inner):
         """dL/dx = g inside the window, else 0."""
         return _masked(jnp.abs(residual.codes) <= 1, cotangent), None
 
@@ -314,7 +321,7 @@ class StepBinarizer:
         """The codes, without the marks."""
         return residual._replace(codes=residual.codes % 2)
 
-    def pullback(self, residual: Encoded, scale: None, cotangent: jax.Array):
+    def pullback(self, residual: Encoded, scale: None, cotangent: jax.Array, inner):
         """dL/dx = g where -1 < x < 1, else 0."""
         return _masked(residual.codes < 2, cotangent), None
 
@@ -345,7 +352,9 @@ def _quantize_forward(x, scale, quantizer):
 
 def _quantize_backward(quantizer, kept, cotangent):
     residual, scale = kept
-    return quantizer.pullback(residual, scale, cotangent)
+    wide = cotangent.astype(_scale_type(cotangent))
+    inner = total(wide, quantizer.restore(residual, scale).codes)
+    return quantizer.pullback(residual, scale, cotangent, inner)
 
 
 quantize.defvjp(_quantize_forward, _quantize_backward)
@@ -404,6 +413,11 @@ def _masked(inside: jax.Array, cotangent: jax.Array) -> jax.Array:
     return jnp.where(inside, cotangent, jnp.zeros_like(cotangent))
 
 
-def _scale_gradient(cotangent, slope, highest: int, scale: jax.Array) -> jax.Array:
-    total = jnp.sum(cotangent * slope) / math.sqrt(cotangent.size * highest)
-    return total.astype(scale.dtype)
+def _scale_gradient(along, size: int, highest: int, scale: jax.Array) -> jax.Array:
+    return (along / math.sqrt(size * highest)).astype(scale.dtype)
+
+
+def total(x: jax.Array, codes: jax.Array) -> jax.Array:
+    """sum(x * codes), float32 or wider."""
+    wide = _scale_type(x)
+    return jnp.sum(jnp.sum(x.astype(wide) * codes.astype(wide), axis=0))

@@ -159,7 +159,7 @@ def test_low_rank_products_are_added_to_the_linears_of_attention():
 
 
 @pytest.mark.parametrize(
-    "overrides", [{"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}]
+    "overrides", [{"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}, {"remat": "lean"}]
 )
 def test_scan_and_remat_change_nothing(overrides):
     model, params = calibrated(small())

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
+from bipft_jax.benchmarks import hlo_cost
+from bipft_jax.quantization import arithmetic
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import (
     ElasticSigned,
@@ -83,7 +85,7 @@ def fused(numbers, left, right, compute):
     return f
 
 
-@pytest.mark.parametrize("compute", ["int8", "bfloat16", "float32", "simulated"])
+@pytest.mark.parametrize("compute", ["auto", "int8", "bfloat16", "float32", "simulated"])
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_quantising_first(name, compute):
     arguments, numbers, left, right = operands(name)
@@ -114,12 +116,113 @@ def test_every_compute_mode_gives_the_same_bits(name):
 
 
 def test_int8_mode_multiplies_int8():
-    arguments, numbers, left, right = operands("linear")
-    f = fused(numbers, left, right, "int8")
-    jaxpr = str(jax.make_jaxpr(f)(*arguments))
-    products = [line for line in jaxpr.splitlines() if "dot_general" in line]
-    assert len(products) == 1 and "i32" in products[0]
-    assert "i32" not in str(jax.make_jaxpr(fused(numbers, left, right, "float32"))(*arguments))
+    """In the compiled program, and nothing else does."""
+
+    def integer_products(compute):
+        arguments, numbers, left, right = operands("linear")
+        compiled = jax.jit(fused(numbers, left, right, compute)).lower(*arguments).compile()
+        module = hlo_cost.parse(compiled.as_text())
+        instructions = [i for lines in module.computations.values() for i in lines]
+        shapes = {i.name: i.shape for i in instructions}
+        return [
+            [shapes[name].partition("[")[0] for name in (i.name, *i.operands)]
+            for i in instructions
+            if i.opcode == "dot"
+        ]
+
+    assert integer_products("int8") == [["s32", "s8", "s8"]]
+    assert integer_products("float32") == [["f32", "f32", "f32"]]
+
+
+def test_operands_are_split_into_heads_after_they_are_quantised():
+    """The same as splitting them first, for the scales' gradients too."""
+    (lhs, rhs, *scales), numbers, left, right = operands("scores")
+
+    def split_before(lhs, rhs, *scales):
+        return fused(numbers, left, right, "int8")(lhs, rhs, *scales)
+
+    def split_after(lhs, rhs, lhs_scale, rhs_scale):
+        return binary_dot_general(
+            lhs.swapaxes(1, 2).reshape(2, 4, 24),
+            rhs.swapaxes(1, 2).reshape(2, 5, 24),
+            numbers,
+            lhs_quantizer=left,
+            rhs_quantizer=right,
+            lhs_scale=lhs_scale,
+            rhs_scale=rhs_scale,
+            lhs_heads=3,
+            rhs_heads=3,
+            compute="int8",
+        )
+
+    want, want_pullback = jax.vjp(split_before, lhs, rhs, *scales)
+    got, got_pullback = jax.vjp(split_after, lhs, rhs, *scales)
+    np.testing.assert_array_equal(got, want)
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=want.shape), jnp.float32)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        got_pullback(cotangent),
+        want_pullback(cotangent),
+    )
+
+
+@pytest.mark.parametrize("name", ["linear", "scores", "context", "two contracted axes"])
+def test_a_bfloat16_backward_pass_rounds_the_cotangent_and_nothing_else(name):
+    """With a cotangent that bfloat16 holds exactly, gradients are those of float32."""
+    arguments, numbers, left, right = operands(name)
+
+    def gradients(backward, cotangent):
+        def f(lhs, rhs, lhs_scale, rhs_scale):
+            return binary_dot_general(
+                lhs,
+                rhs,
+                numbers,
+                lhs_quantizer=left,
+                rhs_quantizer=right,
+                lhs_scale=lhs_scale,
+                rhs_scale=rhs_scale,
+                compute="float32",
+                backward=backward,
+            )
+
+        return jax.vjp(f, *arguments)[1](cotangent)
+
+    shape = jax.eval_shape(fused(numbers, left, right, "float32"), *arguments).shape
+    cotangent = jnp.asarray(np.random.default_rng(1).normal(size=shape), jnp.float32)
+    rounded = cotangent.astype(jnp.bfloat16).astype(jnp.float32)
+    for got, same, near in zip(
+        gradients("bfloat16", cotangent),
+        gradients("float32", rounded),
+        gradients("float32", cotangent),
+    ):
+        if got is not None:
+            np.testing.assert_allclose(got, same, atol=1e-5)
+            assert 0 < np.linalg.norm(got - near) < 1e-2 * np.linalg.norm(near)
+
+
+@pytest.mark.parametrize(
+    ("flags", "forward", "backward"),
+    [
+        ("avx512_vnni amx_int8 avx512_bf16", "int8", "bfloat16"),
+        ("avx512_vnni avx512_bf16", "bfloat16", "bfloat16"),
+        ("avx_vnni", "int8", "float32"),
+    ],
+)
+def test_auto_follows_the_machine(monkeypatch, flags, forward, backward):
+    monkeypatch.setattr(arithmetic, "_cpu_flags", lambda: frozenset(flags.split()))
+    arithmetic._of_cpu.cache_clear()
+    assert arithmetic.forward_mode("cpu", batched=False) == forward
+    assert arithmetic.backward_mode("cpu") == backward
+    arithmetic._of_cpu.cache_clear()
+
+
+def test_a_machine_without_fast_arithmetic_says_so_once(monkeypatch):
+    monkeypatch.setattr(arithmetic, "_cpu_flags", lambda: frozenset())
+    arithmetic._of_cpu.cache_clear()
+    with pytest.warns(UserWarning, match="float32, with the same results") as warned:
+        assert [arithmetic.forward_mode("cpu", False) for _ in range(2)] == ["float32"] * 2
+    assert len(warned) == 1
+    arithmetic._of_cpu.cache_clear()
 
 
 def test_a_one_bit_linear_keeps_one_byte_an_element():

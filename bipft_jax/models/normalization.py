@@ -1,0 +1,68 @@
+"""LayerNorm that keeps its input, and two numbers a token, for the backward pass."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+# Names of what is kept, for policies of `jax.checkpoint`.
+NORM_INPUT = "norm_input"
+NORM_STATISTICS = "norm_statistics"
+
+
+class LayerNorm(nn.Module):
+    """BERT's LayerNorm over the last axis: biased variance of the centred values.
+
+    Parameters: scale and bias, float32 [features]. Statistics are float32 or wider.
+    """
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., features] -> the same shape, in `dtype`."""
+        features = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, features)
+        bias = self.param("bias", nn.initializers.zeros, features)
+        return normalize(x.astype(self.dtype), scale, bias, self.epsilon)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias, in x's dtype.
+
+    Autodiff of the same keeps three float32 arrays of x's size; here x itself is kept, in its own
+    dtype.
+    """
+    return _forward(x, scale, bias, epsilon)[0]
+
+
+def _forward(x, scale, bias, epsilon):
+    x = checkpoint_name(x, NORM_INPUT)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = checkpoint_name(jnp.mean(wide, axis=-1, keepdims=True), NORM_STATISTICS)
+    variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+    factor = checkpoint_name(jax.lax.rsqrt(variance + epsilon), NORM_STATISTICS)
+    y = (wide - mean) * factor * scale + bias
+    return y.astype(x.dtype), (x, mean, factor, scale)
+
+
+def _backward(epsilon, kept, cotangent):
+    x, mean, factor, scale = kept
+    wide = cotangent.astype(mean.dtype)
+    normalized = (x.astype(mean.dtype) - mean) * factor
+    leading = tuple(range(x.ndim - 1))
+    scaled = wide * scale
+    along = jnp.mean(scaled * normalized, axis=-1, keepdims=True)
+    x_bar = factor * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - normalized * along)
+    scale_bar = jnp.sum(wide * normalized, axis=leading).astype(scale.dtype)
+    return x_bar.astype(x.dtype), scale_bar, jnp.sum(wide, axis=leading).astype(scale.dtype)
+
+
+normalize.defvjp(_forward, _backward)

@@ -1,0 +1,175 @@
+"""Products of codes, and of codes with cotangents, in the arithmetic that `arithmetic.py` names.
+
+`Numbers` are the dimension numbers of `lax.dot_general`. Operands of attention come as
+[batch, positions, heads * width] and are multiplied as [batch, heads, positions, width]: they are
+split (`split_heads`) only here, after quantisation, because compilers transpose a few large arrays
+better than every mask and code that is made from them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from bipft_jax.quantization.arithmetic import PLATFORMS, backward_mode, forward_mode
+
+Numbers = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
+
+_TYPES = {"int8": jnp.int8, "bfloat16": jnp.bfloat16}
+
+
+def float_product(left: jax.Array, right: jax.Array, numbers: Numbers) -> jax.Array:
+    """Of two arrays of one float type; accumulated, and returned, in float32 or wider."""
+    wide = jnp.promote_types(left.dtype, jnp.float32)
+    return lax.dot_general(left, right, numbers, preferred_element_type=wide)
+
+
+def code_product(
+    left: jax.Array, right: jax.Array, numbers: Numbers, compute: str, wide: Any
+) -> jax.Array:
+    """The product of two int8 arrays of codes, the same in every mode.
+
+    wide: float32 or float64, of the result and of the mode "float32".
+    """
+
+    def in_mode(mode: str) -> Callable[..., jax.Array]:
+        def product(left, right):
+            if mode == "int8":
+                exact = lax.dot_general(left, right, numbers, preferred_element_type=jnp.int32)
+            else:
+                dtype = _TYPES.get(mode, wide)
+                exact = float_product(left.astype(dtype), right.astype(dtype), numbers)
+            return exact.astype(wide)
+
+        return product
+
+    batched = bool(numbers[1][0])
+    modes = {platform: forward_mode(platform, batched) for platform in PLATFORMS}
+    return _chosen(compute, modes, in_mode, left, right)
+
+
+def cotangent_products(
+    cotangent: jax.Array, left: jax.Array, right: jax.Array, numbers: Numbers, backward: str
+) -> tuple[jax.Array, jax.Array]:
+    """Cotangents of both operands of `lax.dot_general(left, right, numbers)`, float32 or wider.
+
+    left, right: any types whose values are exact in bfloat16, or of the cotangent's own type.
+    """
+
+    def in_mode(mode: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        def products(cotangent, left, right):
+            dtype = _TYPES.get(mode, cotangent.dtype)
+            return _transposed(cotangent.astype(dtype), left, right, numbers)
+
+        return products
+
+    modes = {platform: backward_mode(platform) for platform in PLATFORMS}
+    return _chosen(backward, modes, in_mode, cotangent, left, right)
+
+
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """[B, S, heads * d] -> [B, heads, S, d]; x as it is for 0 heads."""
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) if heads else x
+
+
+def merge_heads(x: jax.Array, heads: int) -> jax.Array:
+    """The inverse of `split_heads`."""
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1) if heads else x
+
+
+def _chosen(mode: str, by_platform: dict[str, str], in_mode: Callable, *operands):
+    """in_mode(mode)(*operands); for "auto", what the platform that is compiled for needs."""
+    if mode != "auto":
+        return in_mode(mode)(*operands)
+    branches = {platform: in_mode(mode) for platform, mode in by_platform.items()}
+    return lax.platform_dependent(*operands, default=in_mode("float32"), **branches)
+
+
+class _Side(NamedTuple):
+    """One operand of a product: the array, its axes by role, its free axes in the product."""
+
+    array: jax.Array
+    contract: tuple[int, ...]
+    batch: tuple[int, ...]
+    free: tuple[int, ...]
+    free_in_product: tuple[int, ...]
+
+
+def _transposed(cotangent, left, right, numbers):
+    (left_contract, right_contract), (left_batch, right_batch) = numbers
+    left_free = free_axes(left.ndim, left_contract, left_batch)
+    right_free = free_axes(right.ndim, right_contract, right_batch)
+    first = len(left_batch)
+    middle = first + len(left_free)
+    lhs = _Side(left, left_contract, left_batch, left_free, tuple(range(first, middle)))
+    rhs = _Side(
+        right, right_contract, right_batch, right_free, tuple(range(middle, cotangent.ndim))
+    )
+    return _cotangent_of(lhs, rhs, cotangent), _cotangent_of(rhs, lhs, cotangent)
+
+
+def _cotangent_of(own: _Side, other: _Side, cotangent: jax.Array) -> jax.Array:
+    """The product of cotangent and other operand, in the axes of the own operand.
+
+    Written out, because autodiff's own product for the right operand comes out transposed, and XLA
+    on CPU then leaves its fast matrix product (a linear layer's backward pass took 3 times as
+    long). The two factors are multiplied in the order that needs no transpose, if there is one.
+    """
+    batch_in_product = tuple(range(len(own.batch)))
+    # The contracted axes come out in the order that they have in the other operand.
+    order = sorted(range(len(own.contract)), key=other.contract.__getitem__)
+    contract = tuple(own.contract[i] for i in order)
+    axes = (*own.batch, *contract, *own.free)
+    if axes == tuple(range(len(axes))):
+        numbers = ((other.free, other.free_in_product), (other.batch, batch_in_product))
+        return _mixed_product(other.array, cotangent, numbers)
+    numbers = ((other.free_in_product, other.free), (batch_in_product, other.batch))
+    product = float_product(cotangent, other.array.astype(cotangent.dtype), numbers)
+    axes = (*own.batch, *own.free, *contract)
+    return lax.transpose(product, sorted(range(len(axes)), key=axes.__getitem__))
+
+
+def _mixed_product(codes: jax.Array, cotangent: jax.Array, numbers: Numbers) -> jax.Array:
+    """The product of codes with a cotangent, in the cotangent's type.
+
+    In bfloat16 a CPU is fast only if the left operand contracts its last axis (twice as fast, for a
+    linear layer's kernel); there the codes are transposed first, as bytes.
+    """
+
+    def plain(codes, cotangent):
+        return float_product(codes.astype(cotangent.dtype), cotangent, numbers)
+
+    def transposing(codes, cotangent):
+        rows, columns = _matrix(codes), _matrix(cotangent)
+        left = _transpose_in_blocks(rows).astype(columns.dtype)
+        product = float_product(left, columns, (((1,), (0,)), ((), ())))
+        return product.reshape(codes.shape[-1:] + cotangent.shape[-1:])
+
+    of_all_but_last = tuple(range(codes.ndim - 1))
+    is_of_rows = numbers == ((of_all_but_last, of_all_but_last), ((), ()))
+    if cotangent.dtype != jnp.bfloat16 or not is_of_rows or codes.ndim != cotangent.ndim:
+        return plain(codes, cotangent)
+    return lax.platform_dependent(codes, cotangent, cpu=transposing, default=plain)
+
+
+def _matrix(x: jax.Array) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _transpose_in_blocks(x: jax.Array, block: int = 32) -> jax.Array:
+    """x.T, in a form that XLA does not take for a transpose: it would fold that into the product
+    again. Blocks of at most 32 x 32, as large as the shape's factors allow."""
+    rows, columns = x.shape
+    down, across = math.gcd(rows, block), math.gcd(columns, block)
+    blocks = x.reshape(rows // down, down, columns // across, across)
+    return blocks.transpose(2, 3, 0, 1).reshape(columns, rows)
+
+
+def free_axes(ndim: int, contract: tuple[int, ...], batch: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes that are neither contracted nor of the batch."""
+    return tuple(i for i in range(ndim) if i not in contract and i not in batch)

@@ -22,7 +22,6 @@ from bipft_jax.quantization.products import (
     cotangent_products,
     float_product,
     free_axes,
-    merge_heads,
     split_heads,
 )
 from bipft_jax.quantization.quantizers import ElasticUnsigned, Encoded, Quantizer, quantize, total
@@ -136,14 +135,14 @@ def _backward(numbers, static, kept, cotangent):
     coded = isinstance(left, Encoded) and isinstance(right, Encoded)
     to_left, to_right = cotangent_products(
         cotangent,
-        split_heads(left_array, static.lhs_heads),
-        split_heads(right_array, static.rhs_heads),
+        left_array,
+        right_array,
         numbers,
+        (static.lhs_heads, static.rhs_heads),
         # What is not quantised keeps its precision.
         static.backward if coded else "float32",
     )
-    to_left = merge_heads(to_left, static.lhs_heads).astype(static.lhs_dtype)
-    to_right = merge_heads(to_right, static.rhs_heads).astype(static.rhs_dtype)
+    to_left, to_right = to_left.astype(static.lhs_dtype), to_right.astype(static.rhs_dtype)
     # <cotangent, left right> = <to_left, left> = <to_right, right>: both scales' gradients need it,
     # and it is read off the smaller operand.
     if left_array.size < right_array.size:
@@ -199,12 +198,12 @@ def _multiply(left, right, numbers, static: _Static, dtype: Any) -> jax.Array:
     right_codes, right_scale, _ = right if isinstance(right, Encoded) else (right, None, None)
 
     scale_type = jnp.promote_types(dtype, jnp.float32)
-    left_codes = split_heads(left_codes, static.lhs_heads)
-    right_codes = split_heads(right_codes, static.rhs_heads)
+    heads = static.lhs_heads, static.rhs_heads
     if isinstance(left, Encoded) and isinstance(right, Encoded):
-        product = code_product(left_codes, right_codes, numbers, static.compute, scale_type)
+        product = code_product(left_codes, right_codes, numbers, heads, static.compute, scale_type)
     else:
-        product = float_product(left_codes.astype(dtype), right_codes.astype(dtype), numbers)
+        product = float_product(left_codes, right_codes, numbers, heads, dtype)
+    left_codes, right_codes = map(split_heads, (left_codes, right_codes), heads)
     free = (left_codes.ndim, right_codes.ndim)
     if left_offset is not None:
         # sum_k (code * scale + offset) r = scale * sum_k code r + offset * sum_k r

@@ -2,8 +2,8 @@
 
 `Numbers` are the dimension numbers of `lax.dot_general`. Operands of attention come as
 [batch, positions, heads * width] and are multiplied as [batch, heads, positions, width]: they are
-split (`split_heads`) only here, after quantisation, because compilers transpose a few large arrays
-better than every mask and code that is made from them.
+split only here, after quantisation and in the type that is multiplied, because a TPU transposes the
+int8 arrays and masks that codes are made from slowly.
 """
 
 from __future__ import annotations
@@ -23,28 +23,36 @@ Numbers = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], 
 _TYPES = {"int8": jnp.int8, "bfloat16": jnp.bfloat16}
 
 
-def float_product(left: jax.Array, right: jax.Array, numbers: Numbers) -> jax.Array:
-    """Of two arrays of one float type; accumulated, and returned, in float32 or wider."""
-    wide = jnp.promote_types(left.dtype, jnp.float32)
-    return lax.dot_general(left, right, numbers, preferred_element_type=wide)
+def float_product(
+    left: jax.Array, right: jax.Array, numbers: Numbers, heads: tuple[int, int], dtype: Any
+) -> jax.Array:
+    """The product of two arrays, turned into one float type; accumulated, and returned, in float32
+    or wider.
+
+    heads: into how many each operand's last axis is split, 0 for not.
+    """
+    left, right = left.astype(dtype), right.astype(dtype)
+    return _accumulated(split_heads(left, heads[0]), split_heads(right, heads[1]), numbers)
 
 
 def code_product(
-    left: jax.Array, right: jax.Array, numbers: Numbers, compute: str, wide: Any
+    left: jax.Array,
+    right: jax.Array,
+    numbers: Numbers,
+    heads: tuple[int, int],
+    compute: str,
+    wide: Any,
 ) -> jax.Array:
     """The product of two int8 arrays of codes, the same in every mode.
 
-    wide: float32 or float64, of the result and of the mode "float32".
+    heads: as in `float_product`. wide: float32 or float64, of the result and of the mode "float32".
     """
 
     def in_mode(mode: str) -> Callable[..., jax.Array]:
         def product(left, right):
-            if mode == "int8":
-                exact = lax.dot_general(left, right, numbers, preferred_element_type=jnp.int32)
-            else:
-                dtype = _TYPES.get(mode, wide)
-                exact = float_product(left.astype(dtype), right.astype(dtype), numbers)
-            return exact.astype(wide)
+            dtype = _TYPES.get(mode, wide)
+            left, right = _split_as(dtype, left, heads[0]), _split_as(dtype, right, heads[1])
+            return _accumulated(left, right, numbers).astype(wide)
 
         return product
 
@@ -54,17 +62,26 @@ def code_product(
 
 
 def cotangent_products(
-    cotangent: jax.Array, left: jax.Array, right: jax.Array, numbers: Numbers, backward: str
+    cotangent: jax.Array,
+    left: jax.Array,
+    right: jax.Array,
+    numbers: Numbers,
+    heads: tuple[int, int],
+    backward: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cotangents of both operands of `lax.dot_general(left, right, numbers)`, float32 or wider.
+    """Cotangents of both operands of `lax.dot_general(left, right, numbers)`, in their shapes (not
+    split into heads), float32 or wider.
 
-    left, right: any types whose values are exact in bfloat16, or of the cotangent's own type.
+    left, right: codes, or values of the cotangent's type.
     """
 
     def in_mode(mode: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
         def products(cotangent, left, right):
             dtype = _TYPES.get(mode, cotangent.dtype)
-            return _transposed(cotangent.astype(dtype), left, right, numbers)
+            left = _split_as(dtype, left, heads[0]) if heads[0] else left
+            right = _split_as(dtype, right, heads[1]) if heads[1] else right
+            to_left, to_right = _transposed(cotangent.astype(dtype), left, right, numbers)
+            return _merged(to_left, heads[0]), _merged(to_right, heads[1])
 
         return products
 
@@ -77,7 +94,20 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) if heads else x
 
 
-def merge_heads(x: jax.Array, heads: int) -> jax.Array:
+def _accumulated(left: jax.Array, right: jax.Array, numbers: Numbers) -> jax.Array:
+    """The product of two arrays of one type, in a type that its sums fit in."""
+    exact = left.dtype == jnp.int8
+    wide = jnp.int32 if exact else jnp.promote_types(left.dtype, jnp.float32)
+    return lax.dot_general(left, right, numbers, preferred_element_type=wide)
+
+
+def _split_as(dtype: Any, x: jax.Array, heads: int) -> jax.Array:
+    """`split_heads` of x in another type; without the barrier compilers convert afterwards."""
+    x = x.astype(dtype)
+    return split_heads(lax.optimization_barrier(x), heads) if heads else x
+
+
+def _merged(x: jax.Array, heads: int) -> jax.Array:
     """The inverse of `split_heads`."""
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1) if heads else x
 
@@ -129,7 +159,7 @@ def _cotangent_of(own: _Side, other: _Side, cotangent: jax.Array) -> jax.Array:
         numbers = ((other.free, other.free_in_product), (other.batch, batch_in_product))
         return _mixed_product(other.array, cotangent, numbers)
     numbers = ((other.free_in_product, other.free), (batch_in_product, other.batch))
-    product = float_product(cotangent, other.array.astype(cotangent.dtype), numbers)
+    product = _accumulated(cotangent, other.array.astype(cotangent.dtype), numbers)
     axes = (*own.batch, *own.free, *contract)
     return lax.transpose(product, sorted(range(len(axes)), key=axes.__getitem__))
 
@@ -142,12 +172,12 @@ def _mixed_product(codes: jax.Array, cotangent: jax.Array, numbers: Numbers) -> 
     """
 
     def plain(codes, cotangent):
-        return float_product(codes.astype(cotangent.dtype), cotangent, numbers)
+        return _accumulated(codes.astype(cotangent.dtype), cotangent, numbers)
 
     def transposing(codes, cotangent):
         rows, columns = _matrix(codes), _matrix(cotangent)
         left = _transpose_in_blocks(rows).astype(columns.dtype)
-        product = float_product(left, columns, (((1,), (0,)), ((), ())))
+        product = _accumulated(left, columns, (((1,), (0,)), ((), ())))
         return product.reshape(codes.shape[-1:] + cotangent.shape[-1:])
 
     of_all_but_last = tuple(range(codes.ndim - 1))

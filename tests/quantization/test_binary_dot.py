@@ -26,6 +26,8 @@ CONTEXT = (((3,), (2,)), ((0, 1), (0, 1)))
 # name: (lhs shape, rhs shape, dimension numbers, lhs quantizer, rhs quantizer)
 CASES = {
     "linear": ((2, 6, 8), (8, 5), DENSE, ElasticSigned(1), MeanBinarizer()),
+    # Of more than one block of the transpose that a CPU's gradient is made with.
+    "wide linear": ((2, 32, 96), (96, 5), DENSE, ElasticSigned(1), MeanBinarizer()),
     "linear, transposed kernel": (
         (2, 6, 8),
         (5, 8),
@@ -166,7 +168,7 @@ def test_operands_are_split_into_heads_after_they_are_quantised():
     )
 
 
-@pytest.mark.parametrize("name", ["linear", "scores", "context", "two contracted axes"])
+@pytest.mark.parametrize("name", ["linear", "wide linear", "scores", "two contracted axes"])
 def test_a_bfloat16_backward_pass_rounds_the_cotangent_and_nothing_else(name):
     """With a cotangent that bfloat16 holds exactly, gradients are those of float32."""
     arguments, numbers, left, right = operands(name)

@@ -155,8 +155,7 @@ class ElasticSigned:
         scale's gradient needs x/scale."""
         if self.bits > 1:
             return x
-        inside = jnp.abs(x.astype(encoded.scale.dtype)) <= encoded.scale
-        return _marked(jnp.sign(x).astype(jnp.int8), inside)
+        return _marked(encoded.codes, jnp.abs(x.astype(encoded.scale.dtype)) <= encoded.scale)
 
     def restore(self, residual: Any, scale: jax.Array) -> Encoded:
         """The codes again, from `residual`."""

@@ -27,6 +27,8 @@ import functools
 import warnings
 from pathlib import Path
 
+import jax
+
 # "simulated" multiplies quantised values instead of codes, as binarisation usually is written.
 COMPUTE_MODES = ("auto", "int8", "bfloat16", "float32", "simulated")
 BACKWARD_MODES = ("auto", "bfloat16", "float32")
@@ -67,11 +69,12 @@ def _of_cpu() -> tuple[str, str]:
         return "bfloat16", "bfloat16"
     if flags & {"avx512_vnni", "avx_vnni"}:
         return "int8", "float32"
-    warnings.warn(
-        "this CPU has no fast arithmetic for 1-bit products (AMX, AVX512-BF16 or VNNI): they are "
-        "made in float32, with the same results",
-        stacklevel=2,
-    )
+    if jax.default_backend() == "cpu":  # on the host of an accelerator it does not matter
+        warnings.warn(
+            "this CPU has no fast arithmetic for 1-bit products (AMX, AVX512-BF16 or VNNI): they "
+            "are made in float32, with the same results",
+            stacklevel=2,
+        )
     return "float32", "float32"
 
 

@@ -94,7 +94,13 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
 
     arguments = on_device(workload.abstract_state(config)), None, on_device(workload.arrays())
     compiled = jax.jit(workload.update(config), donate_argnums=0).lower(*arguments).compile()
-    module = hlo_cost.parse(compiled.as_text())
+    try:
+        module = hlo_cost.parse(compiled.as_text())
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"libtpu compiled {recipe} for {topology}, but this jax cannot read its program; other "
+            f"versions of the two, --remat or --topology may help: {error}"
+        ) from error
     charges = hlo_cost.charges(module, chip)
     cycles = sum(charge.cycles for charge in charges)
     flops = update_flops(config, workload.batch, workload.length, workload.predictions)

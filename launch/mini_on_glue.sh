@@ -9,8 +9,9 @@
 # UNTIL=pretrained ends before finetuning. The results are copied to RUNS/results: MODEL.json of
 # pretraining, MODEL-TASK.json of finetuning.
 #
-# On 2 cores of an AMD EPYC (Zen 4) with Python 3.11 and jax 0.10.2, two runs side by side: 95 minutes
-# of pretraining, 95 of finetuning. launch/mini_on_glue_results holds what came out:
+# On 2 cores of an AMD EPYC (Zen 4) with Python 3.11 and jax 0.10.2: 95 minutes of pretraining, 95 of
+# finetuning, with all but the first run two side by side, on a core each; one after another, as here,
+# takes longer. launch/mini_on_glue_results holds what came out:
 #   python -m bipft_jax.comparison launch/mini_on_glue_results
 set -euo pipefail
 root="$(realpath "$(dirname "$0")/..")"

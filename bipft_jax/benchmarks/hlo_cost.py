@@ -3,7 +3,8 @@
 Every instruction of an optimised and scheduled HLO module carries the compiler's
 `estimated_cycles`. The cost of a program is their sum, the body of a while loop counted as often as
 it runs. What has no estimate (custom calls such as Pallas kernels, collectives) is charged
-max(operations / peak, bytes / bandwidth) and kept apart.
+the time of reading its operands and writing its results, a lower bound (the text does not say what
+a custom call computes), and kept apart.
 
 Asynchronous copies between memories (`copy-start`, `slice-start`, ...) have no estimate either;
 they run beside the computation, and are counted in bytes, not in cycles.

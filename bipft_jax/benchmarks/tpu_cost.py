@@ -24,16 +24,14 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from bipft_jax.benchmarks import hlo_cost
-from bipft_jax.benchmarks.workload import Workload
-from bipft_jax.models.recipes import RECIPES, SIZES
-from bipft_jax.models.remat import REMAT_POLICIES
+from bipft_jax.benchmarks.workload import Workload, add_workload_arguments
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 from bipft_jax.training.flops import update_flops
 
 Row = dict[str, Any]
 
-# Peaks: Google Cloud's pages on v5e and v6e. Clocks: what the compiler's estimates for large matrix
-# products and copies imply at those peaks.
+# Peaks: Google Cloud's pages on v5e and v6e. The clocks, which are not published, turn cycles into
+# seconds for the share of the peak, and bytes into cycles where there is no estimate.
 CHIPS = {
     "v5e": hlo_cost.Chip(clock=1.5e9, peak_flops=197e12, bandwidth=819e9),
     "v6e": hlo_cost.Chip(clock=1.75e9, peak_flops=918e12, bandwidth=1640e9),
@@ -173,35 +171,12 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "machine, and prints what its compiler expects them to cost.",
     )
 
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
     parser.add_argument(
         "--topology", default="v5e:2x2", help=f"of {', '.join(CHIPS)} (default %(default)s)"
     )
-    parser.add_argument("--size", default="base", help="of: %(choices)s", choices=SIZES)
-    parser.add_argument("--batch", type=int, default=64, help="sequences (default %(default)s)")
-    parser.add_argument("--length", type=int, default=128, help="tokens (default %(default)s)")
-    parser.add_argument(
-        "--recipes",
-        type=names,
-        default=["fp", "bipft_a", "bipft_b"],
-        help=f"comma-separated, of: {', '.join(RECIPES)} (default fp,bipft_a,bipft_b)",
-    )
+    add_workload_arguments(parser, batch=64, dtype="bfloat16", remat="lean")
     parser.add_argument(
         "--compute", default="auto", choices=COMPUTE_MODES, help="arithmetic of the products"
-    )
-    parser.add_argument(
-        "--dtype",
-        default="bfloat16",
-        choices=("float32", "bfloat16"),
-        help="of activations (default %(default)s)",
-    )
-    parser.add_argument(
-        "--remat",
-        default="lean",
-        choices=REMAT_POLICIES,
-        help="what layers keep for the backward pass (default %(default)s)",
     )
     parser.add_argument(
         "--unroll", action="store_true", help="do not scan the layers: compiles for many minutes"

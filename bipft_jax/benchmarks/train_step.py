@@ -20,9 +20,8 @@ from typing import Any
 
 import jax
 
-from bipft_jax.benchmarks.workload import Workload
-from bipft_jax.models.recipes import RECIPES, SIZES
-from bipft_jax.models.remat import REMAT_POLICIES
+from bipft_jax.benchmarks.workload import Workload, add_workload_arguments, names
+from bipft_jax.models.recipes import SIZES
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 
 Row = dict[str, Any]
@@ -194,36 +193,13 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "which take turns in one process; prints medians, their ratio to fp, and memory.",
     )
 
-    def names(text: str) -> list[str]:
-        return text.split(",")
-
-    parser.add_argument("--size", default="base", help="of: %(choices)s", choices=SIZES)
-    parser.add_argument("--batch", type=int, default=8, help="sequences (default %(default)s)")
-    parser.add_argument("--length", type=int, default=128, help="tokens (default %(default)s)")
-    parser.add_argument(
-        "--recipes",
-        type=names,
-        default=["fp", "bipft_a", "bipft_b"],
-        help=f"comma-separated, of: {', '.join(RECIPES)} (default fp,bipft_a,bipft_b)",
-    )
+    add_workload_arguments(parser, batch=8, dtype="float32", remat="none")
     parser.add_argument(
         "--compute",
         type=names,
         default=["auto"],
         help="comma-separated kinds of arithmetic for recipes that quantise, of: "
         f"{', '.join(COMPUTE_MODES)} (default auto)",
-    )
-    parser.add_argument(
-        "--dtype",
-        default="float32",
-        choices=("float32", "bfloat16"),
-        help="of activations (default %(default)s)",
-    )
-    parser.add_argument(
-        "--remat",
-        default="none",
-        choices=REMAT_POLICIES,
-        help="what layers keep for the backward pass (default %(default)s)",
     )
     parser.add_argument(
         "--repeats", type=int, default=7, help="measured updates of each (default %(default)s)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 
 from bipft_jax.data.pretraining import max_predictions
 from bipft_jax.models.bert import BertForPreTraining
-from bipft_jax.models.recipes import BertConfig, bert_config, recipe_named
+from bipft_jax.models.recipes import RECIPES, SIZES, BertConfig, bert_config, recipe_named
+from bipft_jax.models.remat import REMAT_POLICIES
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import TrainState, calibrate, initial_params, new_state
 from bipft_jax.training.step import INPUTS, pretraining_step
@@ -24,8 +26,8 @@ BERT_VOCABULARY = 30522
 class Workload:
     """Forward, backward and AdamW of `batch` sequences of `length` tokens.
 
-    size: of `models.recipes.SIZES`. dtype: of activations. backward, remat,
-    scan_layers: as `BertConfig` takes them. dropout: BERT's 0.1 costs random bits.
+    size: of `models.recipes.SIZES`. dtype: of activations. backward, remat, scan_layers: as
+    `BertConfig` takes them. dropout: BERT's 0.1 costs random bits.
     """
 
     size: str
@@ -98,3 +100,35 @@ class Workload:
 
 def _optimizer():
     return adamw(1e-4, weight_decay=0.01, clip_norm=1.0, eps=1e-6)
+
+
+def add_workload_arguments(
+    parser: argparse.ArgumentParser, *, batch: int, dtype: str, remat: str
+) -> None:
+    """The flags of a benchmark that say what to compile, with that benchmark's defaults."""
+    parser.add_argument("--size", default="base", help="of: %(choices)s", choices=SIZES)
+    parser.add_argument("--batch", type=int, default=batch, help="sequences (default %(default)s)")
+    parser.add_argument("--length", type=int, default=128, help="tokens (default %(default)s)")
+    parser.add_argument(
+        "--recipes",
+        type=names,
+        default=["fp", "bipft_a", "bipft_b"],
+        help=f"comma-separated, of: {', '.join(RECIPES)} (default fp,bipft_a,bipft_b)",
+    )
+    parser.add_argument(
+        "--dtype",
+        default=dtype,
+        choices=("float32", "bfloat16"),
+        help="of activations (default %(default)s)",
+    )
+    parser.add_argument(
+        "--remat",
+        default=remat,
+        choices=REMAT_POLICIES,
+        help="what layers keep for the backward pass (default %(default)s)",
+    )
+
+
+def names(text: str) -> list[str]:
+    """A flag's comma-separated names."""
+    return text.split(",")

@@ -351,8 +351,7 @@ def _quantize_forward(x, scale, quantizer):
 
 def _quantize_backward(quantizer, kept, cotangent):
     residual, scale = kept
-    wide = cotangent.astype(_scale_type(cotangent))
-    inner = total(wide, quantizer.restore(residual, scale).codes)
+    inner = total(cotangent, quantizer.restore(residual, scale).codes)
     return quantizer.pullback(residual, scale, cotangent, inner)
 
 
@@ -419,4 +418,4 @@ def _scale_gradient(along, size: int, highest: int, scale: jax.Array) -> jax.Arr
 def total(x: jax.Array, codes: jax.Array) -> jax.Array:
     """sum(x * codes), float32 or wider."""
     wide = _scale_type(x)
-    return jnp.sum(jnp.sum(x.astype(wide) * codes.astype(wide), axis=0))
+    return jnp.sum(x.astype(wide) * codes.astype(wide))

@@ -71,7 +71,7 @@ def operands(name):
     return (lhs, rhs, scale(left), scale(right)), numbers, left, right
 
 
-def fused(numbers, left, right, compute):
+def fused(numbers, left, right, compute, **more):
     def f(lhs, rhs, lhs_scale, rhs_scale):
         return binary_dot_general(
             lhs,
@@ -82,6 +82,7 @@ def fused(numbers, left, right, compute):
             lhs_scale=lhs_scale,
             rhs_scale=rhs_scale,
             compute=compute,
+            **more,
         )
 
     return f
@@ -143,19 +144,9 @@ def test_operands_are_split_into_heads_after_they_are_quantised():
     def split_before(lhs, rhs, *scales):
         return fused(numbers, left, right, "int8")(lhs, rhs, *scales)
 
-    def split_after(lhs, rhs, lhs_scale, rhs_scale):
-        return binary_dot_general(
-            lhs.swapaxes(1, 2).reshape(2, 4, 24),
-            rhs.swapaxes(1, 2).reshape(2, 5, 24),
-            numbers,
-            lhs_quantizer=left,
-            rhs_quantizer=right,
-            lhs_scale=lhs_scale,
-            rhs_scale=rhs_scale,
-            lhs_heads=3,
-            rhs_heads=3,
-            compute="int8",
-        )
+    def split_after(lhs, rhs, *scales):
+        whole = lhs.swapaxes(1, 2).reshape(2, 4, 24), rhs.swapaxes(1, 2).reshape(2, 5, 24)
+        return fused(numbers, left, right, "int8", lhs_heads=3, rhs_heads=3)(*whole, *scales)
 
     want, want_pullback = jax.vjp(split_before, lhs, rhs, *scales)
     got, got_pullback = jax.vjp(split_after, lhs, rhs, *scales)
@@ -174,19 +165,7 @@ def test_a_bfloat16_backward_pass_rounds_the_cotangent_and_nothing_else(name):
     arguments, numbers, left, right = operands(name)
 
     def gradients(backward, cotangent):
-        def f(lhs, rhs, lhs_scale, rhs_scale):
-            return binary_dot_general(
-                lhs,
-                rhs,
-                numbers,
-                lhs_quantizer=left,
-                rhs_quantizer=right,
-                lhs_scale=lhs_scale,
-                rhs_scale=rhs_scale,
-                compute="float32",
-                backward=backward,
-            )
-
+        f = fused(numbers, left, right, "float32", backward=backward)
         return jax.vjp(f, *arguments)[1](cotangent)
 
     shape = jax.eval_shape(fused(numbers, left, right, "float32"), *arguments).shape

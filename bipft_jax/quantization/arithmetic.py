@@ -11,7 +11,7 @@ differ by less than 1 %, and a float32 mode is there for those who compare.
 platform                     linears    attention          gradient
 ===========================  =========  =================  ========
 TPU (compiler's estimates)   int8       bfloat16           bfloat16
-CUDA (not measured)          int8       bfloat16           bfloat16
+CUDA (H200)                  int8       bfloat16           bfloat16
 CPU with amx_int8            int8       int8               bfloat16
 CPU with avx512_bf16         bfloat16   bfloat16           bfloat16
 CPU with AVX VNNI            int8       int8               float32

@@ -26,13 +26,14 @@ from bipft_jax.data import glue, glue_batches, glue_metrics
 from bipft_jax.errors import unknown_name
 from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
-from bipft_jax.predict import outputs, put_rows, require_outputs
+from bipft_jax.predict import outputs, require_outputs
 from bipft_jax.results import RESULT_NAME, read_result, summarise, table
 from bipft_jax.training import sharding
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
 from bipft_jax.training.checkpoints import Checkpointer, verify_tokenizer
 from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
+from bipft_jax.training.processes import interruption, is_first, say
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.task_distillation import (
     DISTILLATIONS,
@@ -122,11 +123,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
         results.append(finetune_seed(run, run.stage, Path(workdir), seed))
         if len(results) < len(config.seeds):
             scores = ", ".join(f"{k} {100 * v:.1f}" for k, v in results[-1]["best"].items())
-            print(f"{run.data.task.name}, seed {seed}: {scores}", flush=True)
+            say(f"{run.data.task.name}, seed {seed}: {scores}")
     summary = summarise(config, run.data.task, run.data.baseline, results)
-    if jax.process_index() == 0:
+    if is_first():
         write_json(Path(workdir) / RESULT_NAME, summary)
-    print(table(summary))
+    say(table(summary))
     return summary
 
 
@@ -158,7 +159,7 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     )
     total = min(total, config.max_updates) if config.max_updates else total
     schedule, optimizer = make_optimizer(config, total)
-    mesh = sharding.data_mesh()
+    mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, 1, mesh)
     task_teacher, teacher = load_teacher(config, task, source)
     return Run(
@@ -361,7 +362,7 @@ def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str,
     metric = run.data.task.selection_metric
     with Checkpointer(directory, keep_every=0, best_metric=metric, best_mode="max") as checkpointer:
         shapes = abstract_params(stage.model.config, stage.model.classes)
-        abstract = states.abstract_state(shapes, run.optimizer, sharding.replicated(run.mesh))
+        abstract = sharding.placed(run.mesh, states.abstract_state(shapes, run.optimizer))
         restored = checkpointer.restore_latest(abstract, tokenizer=run.source.tokenizer)
         state = first_state(run, stage, start, seed) if restored is None else restored[0]
         _loop(run, stage, teacher, directory, seed, checkpointer, state)
@@ -374,7 +375,7 @@ def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str,
             "last": checkpointer.metrics(run.total),
             "intermediate": intermediate,
         }
-    if jax.process_index() == 0:
+    if is_first():
         write_json(finished, result)
     return result
 
@@ -391,7 +392,7 @@ def first_state(run: Run, stage: Stage, start: Source | None, seed: int) -> Trai
     if start is not None:
         params = warm_started(params, stage.model.config, stage.model.classes, start)
     params = states.calibrate(stage.model, params, *inputs)
-    return sharding.put_replicated(run.mesh, states.new_state(params, run.optimizer))
+    return sharding.put(run.mesh, states.new_state(params, run.optimizer))
 
 
 def _loop(
@@ -408,16 +409,24 @@ def _loop(
     evaluated = _evaluation_steps(config, len(data.train), total)
     description = checkpoint_description(model.config, model.classes, config.to_dict())
     tokenizer = run.source.tokenizer.to_dict()
-    teacher_params = sharding.put_replicated(run.mesh, teacher.params if teacher else None)
+    teacher_params = sharding.put(run.mesh, teacher.params if teacher else None)
     start = step = int(state.step)
     batches = glue_batches.train_batches(data.train, config.batch_size, seed, total, start)
     unread: list[dict[str, jax.Array]] = []  # metrics since the last log point
-    with Telemetry(directory, name=stage.label, start_step=start, total_steps=total) as telemetry:
+    with (
+        Telemetry(directory, name=stage.label, start_step=start, total_steps=total) as telemetry,
+        interruption() as interrupted,
+    ):
+
+        def save(metrics: dict[str, float] | None = None) -> None:
+            states.require_finite(state.params)
+            checkpointer.save(step, state, config=description, tokenizer=tokenizer, metrics=metrics)
+
         for batch in batches:
             dropout = not config.dropout_until_evaluation or not evaluated_in_epoch(
                 step, evaluated, len(data.train), config.batch_size
             )
-            rows = put_rows(run.mesh, batch)
+            rows = sharding.put_batch(run.mesh, batch)
             state, metrics = stage.update(state, teacher_params, seed, rows, dropout=dropout)
             step += 1
             unread.append(metrics)
@@ -426,17 +435,27 @@ def _loop(
                 meter.restart(step)
             if step % config.log_every == 0 or step == total:
                 read = jax.device_get(unread)
-                values = {name: float(np.mean([m[name] for m in read])) for name in metrics}
+                sums = {name: sum(np.float64(m[name]) for m in read) for name in metrics}
+                values = steps.mean_metrics(sums, len(read))
                 values["learning_rate"] = run.schedule(step - 1)
                 telemetry.log(step, {**values, **meter.rates(step)})
                 unread = []
+                _require_updates(int(state.skipped_in_row), step, config)
             if step in evaluated:
                 scores = evaluate(stage.predict, state.params, data, config.batch_size, run.mesh)
                 telemetry.log(step, scores, split="dev")
-                checkpointer.save(
-                    step, state, config=description, tokenizer=tokenizer, metrics=scores
-                )
+                save(scores)
                 meter.restart(step)
+            if interrupted.stops_after(step) and step < total:
+                interrupted.stop(step, checkpointer, save)
+
+
+def _require_updates(skipped_in_row: int, step: int, config) -> None:
+    if skipped_in_row >= config.max_skipped_updates:
+        raise FloatingPointError(
+            f"{skipped_in_row} updates in a row were skipped, up to update {step}: their loss or "
+            "gradient is not finite. Try a lower learning_rate"
+        )
 
 
 def _evaluation_steps(config, examples: int, total: int) -> set[int]:

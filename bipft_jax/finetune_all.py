@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
 from bipft_jax import finetune
 from bipft_jax.data import glue
 from bipft_jax.results import RESULT_NAME, statistics
+from bipft_jax.training.processes import is_first, say
 from bipft_jax.training.workdir import check_workdir, claim_workdir, write_json
 
 ALL = "all"  # the config's task
@@ -57,7 +57,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     if not there:
         raise ValueError(f"glue_dir {config.glue_dir!r} has none of {', '.join(glue.BENCHMARK)}")
     if missing := [name for name in glue.BENCHMARK if name not in there]:
-        print(f"not in {config.glue_dir}, left out: {', '.join(missing)}")
+        say(f"not in {config.glue_dir}, left out: {', '.join(missing)}")
     configs = {name: ml_collections.ConfigDict({**config, "task": name}) for name in there}
     finetune.make_run(configs[there[0]])  # before anything is claimed or hours are spent:
     for name in there:
@@ -69,8 +69,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     for name, task_config in configs.items():
         summaries[name] = finetune.train(task_config, str(Path(workdir) / name))
         summary = summarise(config, summaries)
-        print(f"\n{table(summary)}\n")
-    if jax.process_index() == 0:
+        say(f"\n{table(summary)}\n")
+    if is_first():
         write_json(Path(workdir) / RESULT_NAME, summary)
     return summary
 

@@ -52,19 +52,11 @@ def outputs(
     total = -(-len(split) // batch_size)
     for examples, batch in tqdm.tqdm(batches, total=total, unit="batch", disable=not progress):
         numbers.append(examples)
-        logits.append(predict(params, put_rows(mesh, batch)))
+        logits.append(predict(params, sharding.put_batch(mesh, batch)))
     found = np.concatenate(jax.device_get(logits))[: len(split)]
     in_order = np.empty_like(found)
     in_order[np.concatenate(numbers)] = found
     return in_order
-
-
-def put_rows(mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A global batch that every process has made, of which each keeps its own rows."""
-    count, index = jax.process_count(), jax.process_index()
-    return sharding.put_batch(
-        mesh, {name: np.array_split(rows, count)[index] for name, rows in batch.items()}
-    )
 
 
 def best_seed(workdir: str | Path) -> Path:
@@ -120,11 +112,11 @@ def answers(source: Source, task: glue.GlueTask, examples: glue.Unlabelled) -> n
         labels=np.zeros(len(examples.sentences1), np.int32),  # none are known, none are used
     )
     max_length = source.run.get("max_length", _MAX_LENGTH)
-    mesh = sharding.data_mesh()
+    mesh = sharding.make_mesh()
     model = BertForSequenceClassification(source.config(), source.classes)
     logits = outputs(
         jax.jit(steps.prediction_step(model), out_shardings=sharding.replicated(mesh)),
-        sharding.put_replicated(mesh, source.params),
+        sharding.put(mesh, source.params),
         glue_batches.encode(split, source.tokenizer, max_length),
         mesh.size * max(_BATCH_SIZE // mesh.size, 1),
         mesh,

@@ -33,6 +33,9 @@ from bipft_jax.training.checkpoints import Checkpointer, verify_tokenizer
 from bipft_jax.training.distillation import Teacher, make_teacher
 from bipft_jax.training.flops import update_flops
 from bipft_jax.training.optimizer import adamw, linear_schedule
+from bipft_jax.training.parameters import named_leaves
+from bipft_jax.training.processes import interruption, is_first, say
+from bipft_jax.training.profiling import profile_range, profiling
 from bipft_jax.training.state import Params, TrainState
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
 from bipft_jax.training.warm_start import (
@@ -48,6 +51,11 @@ _EVALUATION_SEED = 0  # held-out examples are the same for every run on a corpus
 
 # Selects the best checkpoint: SPEC 2.5's MLM + NSP cross entropy on held-out text.
 BEST_METRIC = "loss"
+
+_AFTER_DIVERGENCE = (
+    "The checkpoints in the workdir are from before and can be used: start a new --workdir with "
+    "--config.init_from=this one and a lower learning_rate or clip_norm"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,18 +82,16 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
     Returns: the final state, as it was saved.
 
     Raises: ValueError with what to change, for a corpus, checkpoint, teacher, workdir or config
-      that does not fit; FloatingPointError when the loss is no longer finite.
+      that does not fit; FloatingPointError when losses or gradients are no longer finite.
+      SystemExit (0) after SIGTERM, when the state has been saved.
     """
     check_workdir(workdir, config.to_dict())
     run = make_run(config)
     checkpointer = Checkpointer(
         workdir, keep_every=config.keep_every, best_metric=BEST_METRIC, best_mode="min"
     )
-    with checkpointer:
-        state = restored_state(run, checkpointer)
-        if state is None:
-            state = states.new_state(first_params(run), run.optimizer)
-        state = sharding.put_replicated(run.mesh, state)
+    with checkpointer, sharding.on(run.mesh):
+        state = restored_state(run, checkpointer) or first_state(run)
         teacher, teacher_params = load_teacher(run)
         claim_workdir(workdir, config.to_dict())
         return _loop(run, workdir, checkpointer, state, teacher, teacher_params)
@@ -96,6 +102,7 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
 
     Raises: ValueError for a missing corpus, an unknown name, or a batch that does not split.
     """
+    profile_range(config.profile_steps)
     if not config.corpus_dir:
         raise ValueError(
             "corpus_dir is empty: give --config.corpus_dir=DIR, a directory made by "
@@ -118,7 +125,8 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         scan_layers=config.scan_layers,
         remat=config.remat,
     )
-    mesh = sharding.data_mesh()
+    mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.tensor)
+    sharding.check_model(model_config, mesh)
     sharding.check_batch_size(config.batch_size, config.accumulation, mesh)
     schedule = linear_schedule(config.learning_rate, config.warmup_updates, config.num_updates)
     return Run(
@@ -142,26 +150,30 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
 def restored_state(run: Run, checkpointer: Checkpointer) -> TrainState | None:
     """The state of the newest usable checkpoint; None if there is none."""
     params = abstract_params(run.model.config, 0)
-    abstract = states.abstract_state(params, run.optimizer, sharding.replicated(run.mesh))
+    abstract = sharding.placed(run.mesh, states.abstract_state(params, run.optimizer))
     restored = checkpointer.restore_latest(abstract, tokenizer=run.corpus.tokenizer)
     return None if restored is None else restored[0]
 
 
-def first_params(run: Run) -> Params:
-    """Parameters before the first update: random or taken from `init_from`, scales from the first
-    batch."""
+def first_state(run: Run) -> TrainState:
+    """The state before the first update: parameters random or taken from `init_from`, scales from
+    the first batch."""
     config, tokenizer = run.config, run.corpus.tokenizer
     (batch,) = _batches(run, first=0, last=1)
     inputs = [batch[name] for name in steps.INPUTS]
-    params = states.initial_params(run.model, jax.random.key(config.seed), *inputs)
+    # Every process makes the same parameters and keeps its devices' share.
+    shapes = [np.zeros(x.shape, x.dtype) for x in inputs]
+    params = states.initial_params(run.model, jax.random.key(config.seed), *shapes)
     if config.unigram_bias:
         params["mlm_bias"] = jnp.asarray(states.log_frequencies(run.corpus.unigram_counts))
     if config.init_from:
         source = load_source(config.init_from)
         verify_tokenizer(source.tokenizer.to_dict(), tokenizer)
         params = warm_started(params, run.model.config, 0, source)
-        print(f"starting from {config.init_from}, step {source.step}")
-    return states.calibrate(run.model, params, *inputs)
+        say(f"starting from {config.init_from}, step {source.step}")
+    params = states.calibrate(run.model, sharding.put(run.mesh, params), *inputs)
+    places = sharding.placements(run.mesh, states.abstract_state(params, run.optimizer))
+    return jax.jit(lambda p: states.new_state(p, run.optimizer), out_shardings=places)(params)
 
 
 def load_teacher(run: Run) -> tuple[Teacher | None, Params | None]:
@@ -179,8 +191,8 @@ def load_teacher(run: Run) -> tuple[Teacher | None, Params | None]:
         teacher_config, source.params, run.model.config, dropout=config.teacher_dropout
     )
     if not teacher.has_nsp:
-        print(f"the teacher {config.teacher} has no NSP head: the NSP soft loss is off")
-    return teacher, sharding.put_replicated(run.mesh, params)
+        say(f"the teacher {config.teacher} has no NSP head: the NSP soft loss is off")
+    return teacher, sharding.put(run.mesh, params)
 
 
 def unigram_baseline(counts: np.ndarray, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
@@ -226,17 +238,18 @@ def evaluate(step_fn, params: Params, batches: list[dict[str, jax.Array]]) -> di
 
 def _batches(run: Run, *, first: int, last: int):
     """Global batches number first to last - 1, on the devices."""
+    size = run.config.batch_size
+    rows = sharding.process_rows(run.mesh, size)
     host_batches = pretraining_batches(
         run.examples,
-        run.config.batch_size,
+        size,
         start_batch=first,
         num_batches=last - first,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=rows,
         num_workers=run.config.data_workers,
     )
     for batch in host_batches:
-        yield sharding.put_batch(run.mesh, batch)
+        yield sharding.put_batch(run.mesh, batch, rows, size)
 
 
 def _held_out_batches(run: Run) -> list[dict[str, np.ndarray]]:
@@ -247,25 +260,31 @@ def _held_out_batches(run: Run) -> list[dict[str, np.ndarray]]:
     size = min(run.config.batch_size // run.config.accumulation, len(examples))
     size = max(size // devices, 1) * devices
     wanted = min(run.config.evaluation_sequences or len(examples), len(examples))
-    return list(
-        pretraining_batches(
-            examples,
-            size,
-            num_batches=max(wanted // size, 1),
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-    )
+    return list(pretraining_batches(examples, size, num_batches=max(wanted // size, 1)))
 
 
-def _check_finite(loss: float, step: int) -> None:
-    """So that a state with NaN is never saved: what a run stops with when it has diverged."""
+def _require_finite(loss: float, step: int) -> None:
+    """So that a state with NaN is never saved as good."""
     if not np.isfinite(loss):
         raise FloatingPointError(
-            f"the loss is {loss} at update {step}. The checkpoints in the workdir are from before "
-            "and can be used: start a new --workdir with --config.init_from=this one and a lower "
-            "learning_rate or clip_norm"
+            f"the held-out loss is {loss} at update {step}. {_AFTER_DIVERGENCE}"
         )
+
+
+def _diverged(run: Run, state: TrainState, teacher_params, batch, gradients_of) -> str:
+    """The message of a run that makes no updates any more; batch: the latest, whose update was
+    skipped."""
+    step, skipped, size = int(state.step), int(state.skipped_in_row), run.config.batch_size
+    before = state.replace(step=state.step - 1)
+    gradients, _ = jax.jit(gradients_of)(before, teacher_params, batch)
+    finite = jax.jit(lambda g: jax.tree.map(lambda x: jnp.isfinite(x).all(), g))(gradients)
+    bad = [name for name, ok in named_leaves(jax.device_get(finite)).items() if not ok]
+    where = f"the gradient of {bad[0]} and {len(bad) - 1} others" if bad else "the loss"
+    return (
+        f"{skipped} updates in a row were skipped, from update {step - skipped + 1} on: {where} is "
+        f"not finite at update {step} (examples {(step - 1) * size} to {step * size - 1} of the "
+        f"data). {_AFTER_DIVERGENCE}"
+    )
 
 
 def _loop(
@@ -277,14 +296,12 @@ def _loop(
     teacher_params: Params | None,
 ) -> TrainState:
     config, model_config = run.config, run.model.config
+    places = sharding.placements(run.mesh, state)
+    how = {"seed": config.seed, "accumulation": config.accumulation, "teacher": teacher}
     update = jax.jit(
-        steps.pretraining_step(
-            run.model,
-            run.optimizer,
-            seed=config.seed,
-            accumulation=config.accumulation,
-            teacher=teacher,
-        ),
+        steps.pretraining_step(run.model, run.optimizer, **how),
+        in_shardings=(places, None, sharding.batch_sharding(run.mesh)),
+        out_shardings=(places, sharding.replicated(run.mesh)),
         donate_argnums=0,
     )
     evaluation_step = jax.jit(steps.evaluation_step(run.model))
@@ -320,19 +337,32 @@ def _loop(
     totals, counted = None, 0  # sums of metrics since the last log point
     unread: tuple[int, dict[str, Any]] | None = None  # a log point still on the device
 
-    with Telemetry(workdir, name="pretrain", start_step=start, total_steps=last) as telemetry:
+    with (
+        Telemetry(workdir, name="pretrain", start_step=start, total_steps=last) as telemetry,
+        profiling(config.profile_steps, os.path.join(workdir, "profile")) as profile,
+        interruption() as interrupted,
+    ):
 
         def read() -> None:
             nonlocal unread
             if unread is None:
                 return
             (at, values), unread = jax.device_get(unread), None
-            _check_finite(values["loss"], at)
+            skipped_in_row = values.pop("skipped_in_row")
             telemetry.log(at, {**values, **meter.rates(at)})
+            if skipped_in_row >= config.max_skipped_updates:
+                gradients_of = steps.pretraining_gradients(run.model, **how)
+                raise FloatingPointError(_diverged(run, state, teacher_params, batch, gradients_of))
 
+        def save(metrics: dict[str, float] | None = None) -> None:
+            states.require_finite(state.params)
+            checkpointer.save(step, state, config=description, tokenizer=tokenizer, metrics=metrics)
+
+        profile.after(step, state)
         for batch in _batches(run, first=start, last=last):
             state, metrics = update(state, teacher_params, batch)
             step += 1
+            profile.after(step, state)
             totals = metrics if totals is None else add(totals, metrics)
             counted += 1
             read()
@@ -341,24 +371,31 @@ def _loop(
                 meter.restart(step)
             if step % config.log_every == 0 or step == last:
                 new_codes = codes_of(state.params)
-                means = {name: value / counted for name, value in totals.items()}
-                rate = {"learning_rate": run.schedule(step - 1)}
-                unread = step, {**means, **rate, **statistics(codes, new_codes, state.params)}
+                unread = (
+                    step,
+                    {
+                        **steps.mean_metrics(totals, counted),
+                        "skipped_in_row": jnp.copy(state.skipped_in_row),  # the state is donated
+                        "learning_rate": run.schedule(step - 1),
+                        **statistics(codes, new_codes, state.params),
+                    },
+                )
                 codes, totals, counted = new_codes, None, 0
             if step % config.evaluate_every == 0 or step == last:
                 read()
                 results = evaluate(evaluation_step, state.params, held_out)
-                _check_finite(results["loss"], step)
+                _require_finite(results["loss"], step)
                 telemetry.log(step, {**results, **baseline}, split="validation")
-                checkpointer.save(
-                    step, state, config=description, tokenizer=tokenizer, metrics=results
-                )
+                save(results)
                 meter.restart(step)
+            if interrupted.stops_after(step) and step < last:
+                read()
+                interrupted.stop(step, checkpointer, save)
     checkpointer.wait()
-    if jax.process_index() == 0:
+    if is_first():
         best = checkpointer.best_step()
         found = {"best_update": best, "best": checkpointer.metrics(best)}
         found |= {"last": checkpointer.metrics(last)}
         write_json(absolute(workdir) / RESULT_NAME, of_pretraining(config, BEST_METRIC, found))
-    print(f"pretrained {step} updates: {os.path.abspath(workdir)}")
+    say(f"pretrained {step} updates: {os.path.abspath(workdir)}")
     return state

@@ -53,6 +53,11 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.teacher = ""  # workdir of a full-precision model of the same size to distil from
     config.teacher_dropout = True  # the reference's teacher runs with its dropout active
 
+    # Devices: `data` splits the batch and gets those that the two others leave
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.fsdp = 1  # splits the batch and the weights: fits larger models
+    config.mesh.tensor = 1  # splits heads, feed-forward and vocabulary: for few sequences a device
+
     # Optimisation, counted in updates
     config.num_updates = 10_000
     config.batch_size = 256  # sequences per update, over all devices
@@ -62,12 +67,15 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.adam_epsilon = 1e-6  # BERT's own; the BiPFT reference has 1e-8
     config.weight_decay = 0.01  # decoupled, on matrices only
     config.clip_norm = 1.0  # global gradient norm; 0: no clipping
+    # An update whose loss or gradient is not finite is skipped; so many in a row stop the run
+    config.max_skipped_updates = 20
 
     # Output
     config.log_every = 50  # updates; means over them
     config.evaluate_every = 1_000  # updates; held-out evaluation and a checkpoint
     config.evaluation_sequences = 1_024  # of held-out text, in whole batches; 0: all
     config.keep_every = 0  # keep the checkpoint of every such update beside best and latest
+    config.profile_steps = ""  # "10:15" writes WORKDIR/profile, a trace of updates 11 to 15
     return config
 
 

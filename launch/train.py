@@ -6,7 +6,8 @@
         --config.init_from=DIR --config.glue_dir=DIR --workdir=DIR
 
 Any key of the config can be given as --config.KEY=VALUE. The same command again goes on where a
-stopped run was.
+stopped run was; SIGTERM makes a run save and stop. With --distributed the same command on all hosts
+of a TPU slice is one run.
 """
 
 import os
@@ -21,6 +22,14 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/ with its argument: FILE.py:ARGUMENT.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and telemetry.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of this TPU slice, GKE or Slurm job."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address", None, "Elsewhere, HOST:PORT of process 0; with the next two."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Of the job.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Of this process, from 0.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -32,9 +41,13 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax and tfds tell every step they take
     # Imported late, so that --help and a mistyped flag answer at once.
     from bipft_jax import finetune_all, pretrain
+    from bipft_jax.training import processes
 
     programs = {"pretrain": pretrain.train, "finetune": finetune_all.train}
     try:
+        processes.join(
+            _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
         workdir = os.path.expanduser(_WORKDIR.value)  # the shell leaves the ~ of --workdir=~/x
         programs[_CONFIG.value.program](_CONFIG.value, workdir)
     except (ValueError, FloatingPointError, OSError) as error:

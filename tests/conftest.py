@@ -10,3 +10,15 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",  # tiny programs: compiling is what takes the time
     ]
 )
+
+import pytest  # noqa: E402 (after the environment)
+
+from tests import launching  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A directory with corpus/ and glue/, for `launching`'s commands."""
+    home = tmp_path_factory.mktemp("home")
+    launching.furnish(home)
+    return home

@@ -1,96 +1,18 @@
-"""The commands a user types, on a corpus of a few sentences: pretrain, kill, resume, finetune."""
+"""The commands a user types, on a corpus of a few sentences: pretrain, finetune, fill a mask."""
 
-import hashlib
 import json
-import os
-import random
-import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import pytest
 
 from bipft_jax import fill_mask, pretrain
-from bipft_jax.data import corpus
 from bipft_jax.data.tokenizers import train_sentencepiece
 from bipft_jax.training.checkpoints import restore_params
-from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.step import evaluation_step
 from bipft_jax.training.telemetry import read_metrics
 from configs import pretrain as pretrain_config
-
-ROOT = Path(__file__).parents[1]
-WORDS = "the a cat dog bird tree house sees likes finds old new red big small runs sings".split()
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A directory with corpus/ (WordPiece, sequences of 24 tokens) and glue/."""
-    home = tmp_path_factory.mktemp("home")
-    rng = random.Random(0)
-
-    def sentence():
-        return " ".join(rng.choices(WORDS, k=rng.randint(4, 9))).capitalize() + "."
-
-    documents = ["\n".join(sentence() for _ in range(60)) for _ in range(8)]
-    (home / "text.txt").write_text("\n\n".join(documents))
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]
-    (home / "vocab.txt").write_text("\n".join(vocabulary))
-    corpus.main(
-        [
-            *("--input", str(home / "text.txt"), "--output", str(home / "corpus")),
-            *("--tokenizer", str(home / "vocab.txt"), "--sequence_length", "24"),
-            *("--validation_fraction", "0.3", "--processes", "1"),
-        ]
-    )
-    task = home / "glue" / "SST-2"
-    task.mkdir(parents=True)
-    for name, rows in (("train", 64), ("dev", 20)):
-        lines = [f"{sentence()}\t{i % 2}" for i in range(rows)]
-        (task / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
-    return home
-
-
-def command(home, config, workdir, **overrides):
-    options = {"corpus_dir": home / "corpus"} if "pretrain" in config else {}
-    flags = [f"--config.{key}={value}" for key, value in {**options, **overrides}.items()]
-    return [
-        *(sys.executable, str(ROOT / "launch" / "train.py")),
-        *(f"--config={ROOT / config}", f"--workdir={workdir}", *flags),
-    ]
-
-
-def environment(home):
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(home / "compiled")}
-    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    return {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(ROOT), **cache}
-
-
-def run(home, *arguments, **overrides):
-    done = subprocess.run(
-        command(home, *arguments, **overrides),
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
-
-
-PRETRAIN = dict(
-    num_updates=40,
-    keep_every=20,
-    warmup_updates=4,
-    batch_size=8,
-    evaluate_every=4,
-    log_every=4,
-    evaluation_sequences=8,
-    accumulation=2,
-)
+from tests.launching import PRETRAIN, WORDS, command, environment, run
 
 
 @pytest.fixture(scope="module")
@@ -100,37 +22,10 @@ def pretrained(home):
     return home / "whole"
 
 
-def digest(workdir):
-    """A hash of the final parameters."""
-    found = restore_params(workdir, "latest")
-    total = hashlib.sha256(str(found.step).encode())
-    for name, leaf in named_leaves(found.params).items():
-        total.update(name.encode() + leaf.tobytes())
-    return total.hexdigest()
-
-
-def test_a_killed_run_started_again_ends_with_the_same_bits(home, pretrained):
-    workdir = home / "killed"
-    arguments = command(home, "configs/pretrain.py:bipft_b,tiny", workdir, **PRETRAIN)
-    process = subprocess.Popen(arguments, env=environment(home), stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (workdir / "checkpoints" / "8").exists():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (workdir / "checkpoints" / "40").exists()
-
-    run(home, "configs/pretrain.py:bipft_b,tiny", workdir, **PRETRAIN)
-    assert digest(workdir) == digest(pretrained)
-    steps = [point["step"] for point in read_metrics(workdir / "metrics.jsonl") if "loss" in point]
-    assert steps == list(range(4, 41, 4))
-
-
 def test_the_untrained_bias_scores_like_the_unigram_baseline(home):
     """With the bias at log frequencies and nothing else (hidden states times zero embeddings)."""
     run = pretrain.make_run(pretraining(home, "fp,tiny"))
-    params = pretrain.first_params(run)
+    params = pretrain.first_state(run).params
     words = params["bert"]["words"]
     words["embedding"] = jax.numpy.zeros_like(words["embedding"])
     batches = pretrain._held_out_batches(run)

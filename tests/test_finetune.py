@@ -39,8 +39,8 @@ WORDS = "the a cat dog bird tree house sees likes finds old new red big small ru
 def two_devices():
     """As many as a split batch needs: saving what lies on eight takes long."""
     with pytest.MonkeyPatch.context() as patch:
-        mesh = sharding.data_mesh(jax.devices()[:2])
-        patch.setattr(sharding, "data_mesh", lambda: mesh)
+        mesh = sharding.make_mesh(devices=jax.devices()[:2])
+        patch.setattr(sharding, "make_mesh", lambda: mesh)
         yield
 
 

@@ -135,7 +135,8 @@ def test_padding_changes_no_answer(recipe):
     texts = [" ".join("abcdefgh"[i] for i in range(n)) for n in (7, 1, 3, 8, 2)]
     split = glue.GlueSplit(glue.glue_task("sst2"), "dev", texts, None, np.zeros(5, np.int32))
     encoded = glue_batches.encode(split, model.tokenizer, 16)
-    step, mesh = jax.jit(steps.prediction_step(module)), sharding.data_mesh(jax.devices()[:1])
+    step = jax.jit(steps.prediction_step(module))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
 
     def logits(*lengths):
         padded = dataclasses.replace(encoded, padded_lengths=lengths)

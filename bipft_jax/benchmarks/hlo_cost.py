@@ -148,6 +148,11 @@ def shape_bytes(shape: str) -> int:
     return total // 8
 
 
+def elements(shape: str) -> list[str]:
+    """The arrays of a tuple's HLO shape; of any other, itself."""
+    return [match[0] for match in _SHAPE.finditer(shape)]
+
+
 def _instruction(line: str) -> Instruction:
     name, rest = line.strip().removeprefix("ROOT ").split(" = ", 1)
     shape_end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")

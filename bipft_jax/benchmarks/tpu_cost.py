@@ -46,9 +46,8 @@ _NO_TPU_HERE = {
 }
 
 
-def tpu(topology: str) -> tuple[hlo_cost.Chip, jax.Device]:
-    """The chip of a topology ("v5e:2x2"), and one of its devices to compile for; it cannot run
-    anything.
+def tpu(topology: str) -> tuple[hlo_cost.Chip, list[jax.Device]]:
+    """The chip of a topology ("v5e:2x2"), and its devices to compile for; they cannot run anything.
 
     Raises: ValueError for a topology that is not known, or without libtpu.
     """
@@ -65,7 +64,7 @@ def tpu(topology: str) -> tuple[hlo_cost.Chip, jax.Device]:
     for name, value in _NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
     try:
-        return chip, topologies.get_topology_desc(topology, "tpu").devices[0]
+        return chip, list(topologies.get_topology_desc(topology, "tpu").devices)
     except Exception as error:  # what it raises is libtpu's affair
         raise ValueError(
             f"libtpu does not know the topology {topology!r} (try v5e:2x2): {error}"
@@ -79,11 +78,11 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
       estimate for), `cycles_by_kind`, `temp_bytes`, `argument_bytes`, `copied_bytes` (between
       memories, beside the computation), `peak_fraction` and the list `costliest`.
     """
-    chip, device = tpu(topology)
+    chip, devices = tpu(topology)
     config = workload.config(recipe, compute)
     # A recipe that quantises nothing has no codes to multiply.
     compute = workload.dtype if config.recipe.linear_input is None else compute
-    sharding = SingleDeviceSharding(device)
+    sharding = SingleDeviceSharding(devices[0])
 
     def on_device(tree):
         return jax.tree.map(
@@ -92,13 +91,7 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
 
     arguments = on_device(workload.abstract_state(config)), None, on_device(workload.arrays())
     compiled = jax.jit(workload.update(config), donate_argnums=0).lower(*arguments).compile()
-    try:
-        module = hlo_cost.parse(compiled.as_text())
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
-            f"libtpu compiled {recipe} for {topology}, but this jax cannot read its program; other "
-            f"versions of the two, --remat or --topology may help: {error}"
-        ) from error
+    module = parsed(compiled, recipe, topology)
     charges = hlo_cost.charges(module, chip)
     cycles = sum(charge.cycles for charge in charges)
     flops = update_flops(config, workload.batch, workload.length, workload.predictions)
@@ -116,6 +109,17 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
         "peak_fraction": flops / (cycles / chip.clock) / chip.peak_flops,
         "costliest": [_described(charge, module) for charge in charges[:costliest]],
     }
+
+
+def parsed(compiled: jax.stages.Compiled, recipe: str, topology: str) -> hlo_cost.Module:
+    """The program that was compiled. Raises: ValueError if jax cannot read what libtpu made."""
+    try:
+        return hlo_cost.parse(compiled.as_text())
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"libtpu compiled {recipe} for {topology}, but this jax cannot read its program; other "
+            f"versions of the two, --remat or --topology may help: {error}"
+        ) from error
 
 
 def _described(charge: hlo_cost.Charge, module: hlo_cost.Module) -> Row:

@@ -15,7 +15,13 @@ from bipft_jax.models.bert import BertForPreTraining
 from bipft_jax.models.recipes import RECIPES, SIZES, BertConfig, bert_config, recipe_named
 from bipft_jax.models.remat import REMAT_POLICIES
 from bipft_jax.training.optimizer import adamw
-from bipft_jax.training.state import TrainState, calibrate, initial_params, new_state
+from bipft_jax.training.state import (
+    TrainState,
+    abstract_state,
+    calibrate,
+    initial_params,
+    new_state,
+)
 from bipft_jax.training.step import INPUTS, pretraining_step
 from bipft_jax.training.warm_start import abstract_params
 
@@ -63,7 +69,7 @@ class Workload:
 
     def abstract_state(self, config: BertConfig) -> TrainState:
         """Shapes and dtypes of the state."""
-        return jax.eval_shape(lambda p: new_state(p, _optimizer()), abstract_params(config, 0))
+        return abstract_state(abstract_params(config, 0), _optimizer())
 
     def state(self, config: BertConfig) -> TrainState:
         """A calibrated state with random weights."""

@@ -309,8 +309,8 @@ class PretrainingExamples:
         batch["mlm_weights"] = used.astype(np.float32)
 
 
-class _ProcessBatches:
-    """Random access to one process's share of the global batches from start_batch on."""
+class _Batches:
+    """Random access to some rows of the global batches from start_batch on."""
 
     def __init__(
         self,
@@ -318,22 +318,20 @@ class _ProcessBatches:
         batch_size: int,
         start_batch: int,
         num_batches: int,
-        process_index: int,
-        process_count: int,
+        rows: range,
     ):
         self._examples = examples
         self._batch_size = batch_size
         self._start_batch = start_batch
         self._num_batches = num_batches
-        self._share = batch_size // process_count
-        self._offset = process_index * self._share
+        self._rows = rows
 
     def __len__(self) -> int:
         return self._num_batches
 
     def __getitem__(self, index: int) -> Example:
-        start = (self._start_batch + index) * self._batch_size + self._offset
-        return self._examples.batch(start, start + self._share)
+        start = (self._start_batch + index) * self._batch_size
+        return self._examples.batch(start + self._rows.start, start + self._rows.stop)
 
 
 def pretraining_batches(
@@ -341,60 +339,47 @@ def pretraining_batches(
     batch_size: int,
     start_batch: int = 0,
     num_batches: int | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: range | None = None,
     num_workers: int = 0,
 ) -> Iterator[Example]:
     """Batches of examples, made ahead of time in the background.
 
-    Global batch b is examples [b * batch_size, (b + 1) * batch_size), of which process k of n gets
-    the k-th contiguous n-th: the data do not depend on the number of processes or workers. A run
+    Global batch b is examples [b * batch_size, (b + 1) * batch_size), of which a process makes the
+    rows that its devices hold: the data do not depend on the number of processes or workers. A run
     resumes after s batches with start_batch = s.
 
     Args:
       examples: the source of the examples.
-      batch_size: examples in a global batch, a multiple of process_count.
+      batch_size: examples in a global batch.
       start_batch: b of the first batch.
       num_batches: batches to yield; None for endlessly many.
-      process_index: k, e.g. `jax.process_index()`.
-      process_count: n, e.g. `jax.process_count()`.
+      rows: of each global batch, to make; None for all.
       num_workers: worker processes of this host that make batches; 0 for a thread of this
         process, which suffices up to some thousand examples a second. Workers are spawned: a
         script that uses them needs the usual `if __name__ == "__main__":`.
 
     Returns:
-      A generator of dicts of numpy arrays with batch_size / process_count rows (see
-      PretrainingExamples). Its `close()`, also called when it is garbage collected, ends threads
-      and worker processes.
+      A generator of dicts of numpy arrays with len(rows) rows (see PretrainingExamples). Its
+      `close()`, also called when it is garbage collected, ends threads and worker processes.
 
     Raises:
-      ValueError: for a batch_size that is not a positive multiple of process_count, or a negative
-        number or a process_index out of range.
+      ValueError: for a batch_size that is not positive, rows outside of it, or a negative number.
     """
-    if batch_size < 1 or process_count < 1 or batch_size % process_count:
-        raise ValueError(
-            f"batch_size must be a positive multiple of the process count, got {batch_size} for "
-            f"{process_count} processes"
-        )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index {process_index} is not in [0, {process_count})")
+    rows = range(batch_size) if rows is None else rows
+    if batch_size < 1 or not 0 <= rows.start < rows.stop <= batch_size or rows.step != 1:
+        raise ValueError(f"a batch of {batch_size} has no {rows}")
     if start_batch < 0 or num_workers < 0 or (num_batches is not None and num_batches < 0):
         raise ValueError(
             f"start_batch ({start_batch}), num_batches ({num_batches}) and num_workers "
             f"({num_workers}) must not be negative"
         )
-    batches = _ProcessBatches(
-        examples,
-        batch_size,
-        start_batch,
-        _ENDLESS if num_batches is None else num_batches,
-        process_index,
-        process_count,
+    batches = _Batches(
+        examples, batch_size, start_batch, _ENDLESS if num_batches is None else num_batches, rows
     )
     return _iterate(batches, num_workers)
 
 
-def _iterate(batches: _ProcessBatches, num_workers: int) -> Iterator[Example]:
+def _iterate(batches: _Batches, num_workers: int) -> Iterator[Example]:
     if len(batches) == 0:
         return
     # One thread: more would only wait for each other, as this is Python and numpy on small arrays.

@@ -12,6 +12,7 @@ from flax import linen as nn
 from bipft_jax.errors import unknown_name
 from bipft_jax.models.activations import ACTIVATIONS
 from bipft_jax.models.attention import ATTENTION_MAPS, STATISTICS, SelfAttention
+from bipft_jax.models.axes import BATCH, constrained
 from bipft_jax.models.dropout import Dropout
 from bipft_jax.models.layers import (
     BinaryDense,
@@ -167,7 +168,7 @@ class Bert(nn.Module):
             )
         x = self.words(input_ids) + self.positions(jnp.arange(length))[None]
         x = self.norm(x + self._segment_rows(token_type_ids))
-        x = self.dropout(x, deterministic)
+        x = constrained(self.dropout(x, deterministic), BATCH, None, None)
         last, after_layers = self.encoder(x, attention_mask, deterministic)
 
         first = last[:, 0]

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from bipft_jax.models.axes import BATCH, KERNELS, constrained, kernel_placement
 from bipft_jax.models.normalization import LayerNorm
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import MeanBinarizer, Quantizer, RowBinarizer
@@ -91,10 +92,12 @@ class BinaryDense(nn.Module):
             lhs_quantizer=self.input_quantizer,
             rhs_quantizer=self.weight_quantizer,
             lhs_scale=learned_scale(self, "input_scale", self.input_quantizer, x),
+            rhs_placement=kernel_placement(self.name),
             compute=self.compute,
             backward=self.backward,
         )
-        return product + bias.astype(self.dtype)
+        y = product + bias.astype(self.dtype)
+        return constrained(y, BATCH, *[None] * (y.ndim - 2), KERNELS[self.name][1])
 
 
 class LowRank(nn.Module):

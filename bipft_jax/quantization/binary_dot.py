@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
 from bipft_jax.quantization.arithmetic import check_modes
 from bipft_jax.quantization.products import (
@@ -30,6 +31,15 @@ from bipft_jax.quantization.quantizers import ElasticUnsigned, Encoded, Quantize
 CODES = "codes"
 
 
+class Placement(NamedTuple):
+    """How the right operand is split over the mesh that `jax.set_mesh` has set: as it is stored,
+    and as it is multiplied. Between the two its *codes* travel, one byte each, in both passes; its
+    gradient comes back as it is stored."""
+
+    stored: PartitionSpec
+    used: PartitionSpec
+
+
 def binary_dot_general(
     lhs: jax.Array,
     rhs: jax.Array,
@@ -41,6 +51,7 @@ def binary_dot_general(
     rhs_scale: jax.Array | None = None,
     lhs_heads: int = 0,
     rhs_heads: int = 0,
+    rhs_placement: Placement | None = None,
     compute: str = "auto",
     backward: str = "float32",
 ) -> jax.Array:
@@ -54,6 +65,7 @@ def binary_dot_general(
       lhs_scale, rhs_scale: learned scalar scales, for the quantizers that have one.
       lhs_heads, rhs_heads: if not 0, that operand comes as [B, S, heads * d] and is multiplied as
         [B, heads, S, d], to which the dimension numbers refer.
+      rhs_placement: of the right operand, if it is gathered to be multiplied.
       compute: arithmetic of the product of codes, one of `arithmetic.COMPUTE_MODES`. The results
         are the same in all of them while sums stay below 2^24. "simulated" multiplies the
         quantised *values* in lhs's dtype and keeps them for the backward pass, as binarisation
@@ -94,6 +106,7 @@ def binary_dot_general(
             rhs.dtype,
             lhs_heads,
             rhs_heads,
+            rhs_placement,
         ),
     )
 
@@ -109,6 +122,7 @@ class _Static(NamedTuple):
     rhs_dtype: Any
     lhs_heads: int
     rhs_heads: int
+    rhs_placement: Placement | None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -122,6 +136,7 @@ def _forward(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
     # Codes are made from what is kept: else compilers write both to memory.
     left = _restored(kept_left, lhs_scale, static.lhs_quantizer)
     right = _restored(kept_right, rhs_scale, static.rhs_quantizer)
+    right = _gathered(right, static.rhs_placement)
     product = _multiply(left, right, numbers, static, lhs.dtype)
     return product, (kept_left, kept_right, lhs_scale, rhs_scale)
 
@@ -132,16 +147,21 @@ def _backward(numbers, static, kept, cotangent):
     right = _restored(kept_right, rhs_scale, static.rhs_quantizer)
     left_array, left_factor = _factor(left, cotangent.dtype)
     right_array, right_factor = _factor(right, cotangent.dtype)
+    placement = static.rhs_placement
     coded = isinstance(left, Encoded) and isinstance(right, Encoded)
     to_left, to_right = cotangent_products(
         cotangent,
         left_array,
-        right_array,
+        _gathered(right_array, placement),
         numbers,
         (static.lhs_heads, static.rhs_heads),
         # What is not quantised keeps its precision.
         static.backward if coded else "float32",
     )
+    if placement is not None:
+        # Summed over devices in the activations' type, as in a model that is not quantised.
+        to_right = to_right.astype(static.lhs_dtype)
+        to_right = jax.lax.with_sharding_constraint(to_right, placement.stored)
     to_left, to_right = to_left.astype(static.lhs_dtype), to_right.astype(static.rhs_dtype)
     # <cotangent, left right> = <to_left, left> = <to_right, right>: both scales' gradients need it,
     # and it is read off the smaller operand.
@@ -173,6 +193,16 @@ def _kept(x, scale, quantizer):
 
 def _restored(residual, scale, quantizer) -> Encoded | jax.Array:
     return residual if quantizer is None else quantizer.restore(residual, scale)
+
+
+def _gathered(operand, placement: Placement | None):
+    """A right operand, or its codes, where it is multiplied."""
+    if isinstance(operand, Encoded):
+        return operand._replace(codes=_gathered(operand.codes, placement))
+    # Both places are said: else codes may be made where they are used, of gathered weights.
+    for spec in placement or ():
+        operand = jax.lax.with_sharding_constraint(operand, spec)
+    return operand
 
 
 def _factor(operand, dtype):

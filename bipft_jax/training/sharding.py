@@ -1,18 +1,86 @@
-"""Where arrays live: batches are split over the devices of a `data` mesh, parameters replicated."""
+"""Where arrays live: the device mesh, and the table that lays logical axes on it.
+
+====================  ==============================================================================
+mesh axis             what it splits
+====================  ==============================================================================
+`data`                the batch
+`fsdp`                the batch, and the weights of linears (with their optimiser state) along the
+                      hidden axis: each is gathered to be used, its gradient scattered
+`tensor`              heads, the feed-forward's inner axis, the vocabulary
+====================  ==============================================================================
+
+Everything else (biases, norms, scales, estimators) is whole on every device. Programs are written
+for global arrays: a mean over a weight or a batch is the global mean, whatever the mesh.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from bipft_jax.models.axes import (
+    BATCH,
+    EMBEDDINGS,
+    HEADS,
+    HIDDEN,
+    INTERMEDIATE,
+    KERNELS,
+    VOCABULARY,
+)
+from bipft_jax.models.recipes import BertConfig
+from bipft_jax.training.parameters import is_stacked, path_name
 
-def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A one-axis mesh `data` over the given devices (default: all, of all processes)."""
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# An array has each mesh axis once, the first rule first: activations are [batch, ..., hidden], and
+# with `fsdp` on their batch their hidden axis stays whole.
+RULES = (
+    (BATCH, ("data", "fsdp")),
+    (HIDDEN, "fsdp"),
+    (HEADS, "tensor"),
+    (INTERMEDIATE, "tensor"),
+    (VOCABULARY, "tensor"),
+)
+
+
+def make_mesh(fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh [data, fsdp, tensor] over the given devices (default: all, of all processes); `data`
+    gets what the two others leave.
+
+    Devices of several TPU slices are put side by side along `data`, so that nothing but the sum of
+    gradients crosses the slower network between slices.
+
+    Raises: ValueError if fsdp x tensor does not divide the devices (of a slice, if there are
+      several).
+    """
     devices = jax.devices() if devices is None else devices
-    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    in_slice = len(devices) // slices
+    if fsdp < 1 or tensor < 1 or in_slice % (fsdp * tensor):
+        raise ValueError(
+            f"fsdp {fsdp} x tensor {tensor} does not divide {in_slice} devices"
+            + (f" of each of {slices} slices" if slices > 1 else "")
+        )
+    shape = (in_slice // (fsdp * tensor), fsdp, tensor)
+    if slices > 1:
+        grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices)
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices)
+    return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+@contextlib.contextmanager
+def on(mesh: Mesh) -> Iterator[None]:
+    """Programs traced inside place their arrays on the mesh, by `RULES`."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -20,23 +88,107 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Makes global arrays, split over `data` along axis 0, from this process's rows."""
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()
-    }
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows are split over `data` and `fsdp`."""
+    return NamedSharding(mesh, nn.logical_to_mesh_axes((BATCH,), RULES))
 
 
-def put_replicated(mesh: Mesh, tree: Any) -> Any:
-    """A tree of arrays, the same on every device."""
-    return jax.device_put(tree, replicated(mesh))
+def placements(mesh: Mesh, tree: Any) -> Any:
+    """A NamedSharding for each leaf of a tree of parameters, gradients or a train state.
+
+    Leaves are known by the end of their path, so what an optimiser keeps for a weight lies where
+    the weight does. An axis that a mesh axis does not divide stays whole.
+    """
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        axes = _logical_axes(name)
+        if axes is None:
+            return replicated(mesh)
+        if is_stacked(name):
+            axes = (None, *axes)
+        spec = nn.logical_to_mesh_axes(axes, RULES)
+        fitting = [
+            axis if axis is None or size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(spec, leaf.shape, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*fitting))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _logical_axes(name: str) -> tuple[str | None, str | None] | None:
+    """Of a weight that `models.axes` has; None for everything else."""
+    *_, module, leaf = ("", *name.split("/"))
+    return {"kernel": KERNELS, "embedding": EMBEDDINGS}.get(leaf, {}).get(module)
+
+
+def placed(mesh: Mesh, tree: Any) -> Any:
+    """`jax.ShapeDtypeStruct`s, with the places of `placements`, of a tree of arrays or such."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        tree,
+        placements(mesh, tree),
+    )
+
+
+def put(mesh: Mesh, tree: Any) -> Any:
+    """Global arrays, placed by `placements`, from arrays that every process has whole."""
+
+    def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(place, tree, placements(mesh, tree))
+
+
+def process_rows(mesh: Mesh, batch_size: int) -> range:
+    """The rows of a global batch that this process's devices hold."""
+    rows = [
+        range(batch_size)[index[0]]
+        for index in batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    ]
+    return range(min(r.start for r in rows), max(r.stop for r in rows))
+
+
+def put_batch(
+    mesh: Mesh, batch: dict[str, np.ndarray], rows: range | None = None, batch_size: int = 0
+) -> dict[str, jax.Array]:
+    """Global arrays from what a process has of a batch.
+
+    rows, batch_size: which rows of how many the process has, at least its `process_rows`; without
+      them it has the whole batch.
+    """
+    sharding = batch_sharding(mesh)
+
+    def array(here: np.ndarray) -> jax.Array:
+        size, first = (batch_size, rows.start) if rows is not None else (len(here), 0)
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            return here[start - first : stop - first]
+
+        return jax.make_array_from_callback((size, *here.shape[1:]), sharding, shard)
+
+    return {name: array(here) for name, here in batch.items()}
 
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
-    """Raises ValueError unless a batch splits evenly into micro-batches and over devices."""
-    if accumulation < 1 or batch_size % (accumulation * mesh.size):
+    """Raises ValueError unless a batch splits evenly into micro-batches and over the mesh."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if accumulation < 1 or batch_size % (accumulation * shards):
         raise ValueError(
-            f"batch_size {batch_size} is not a multiple of accumulation {accumulation} x "
-            f"{mesh.size} devices"
+            f"batch_size {batch_size} is not a multiple of accumulation {accumulation} x {shards} "
+            f"(data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"
         )
+
+
+def check_model(config: BertConfig, mesh: Mesh) -> None:
+    """Raises ValueError unless the model's axes split evenly over the mesh."""
+    for axis, name, size in (
+        ("fsdp", "hidden", config.hidden),
+        ("tensor", "heads", config.heads),
+        ("tensor", "intermediate", config.intermediate),
+    ):
+        if size % mesh.shape[axis]:
+            raise ValueError(f"{axis} {mesh.shape[axis]} does not divide the model's {name} {size}")

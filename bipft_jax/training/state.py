@@ -13,32 +13,44 @@ from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bipft_jax.models.layers import SCALE_SUFFIX
+from bipft_jax.training.parameters import named_leaves
 
 Params = dict[str, Any]
 
 
 @struct.dataclass
 class TrainState:
-    """step: int32 scalar, updates made; params: float32; opt_state: the optimiser's."""
+    """step: int32 scalar, batches seen; params: float32; opt_state: the optimiser's;
+    skipped_in_row: int32 scalar, how many of the latest batches made no update, because their loss
+    or gradient was not finite."""
 
     step: jax.Array
     params: Params
     opt_state: Any
+    skipped_in_row: jax.Array
 
 
 def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update."""
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), zero)
 
 
-def abstract_state(
-    params: Params, optimizer: optax.GradientTransformation, sharding: jax.sharding.Sharding
-) -> TrainState:
-    """Shapes, dtypes and places of a state, from those (or the arrays) of its parameters."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(lambda p: new_state(p, optimizer), params),
-    )
+def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and dtypes of a state, from those (or the arrays) of its parameters."""
+    return jax.eval_shape(lambda p: new_state(p, optimizer), params)
+
+
+def require_finite(params: Params) -> None:
+    """Raises FloatingPointError, with the parameter's name, if one has a NaN or an infinity: such a
+    state is not to be saved."""
+    finite = jax.jit(lambda p: jax.tree.map(lambda x: jnp.isfinite(x).all(), p))(params)
+    bad = [name for name, ok in named_leaves(jax.device_get(finite)).items() if not ok]
+    if bad:
+        raise FloatingPointError(
+            f"{bad[0]} and {len(bad) - 1} other parameters are not finite: this state is not "
+            "saved. The checkpoints before can be used"
+        )
 
 
 def is_scale(path: tuple[str, ...] | str) -> bool:

@@ -70,31 +70,57 @@ def accumulated_gradients(
     return gradients, metrics
 
 
-def updated(
-    optimizer: optax.GradientTransformation, gradients: Params, state: TrainState
-) -> tuple[Params, optax.OptState]:
-    """The parameters and the optimiser's state after one update; `OPTIMIZER_SCOPE` names its
-    instructions in the compiled program."""
+def next_state(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradients: Params,
+    metrics: dict[str, jax.Array],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state after one update, and the update's metrics with `gradient_norm` and `skipped`.
+
+    Where the loss or the gradient is not finite, the update is skipped: `step` goes on, parameters
+    and optimiser stay, all metrics are 0 but `skipped`, which is 1. `OPTIMIZER_SCOPE` names the
+    optimiser's instructions in the compiled program.
+    """
+    norm = optax.tree.norm(gradients)
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+
+    def if_finite(new, old):
+        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
     with jax.named_scope(OPTIMIZER_SCOPE):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        return optax.apply_updates(state.params, updates), opt_state
+        params = if_finite(optax.apply_updates(state.params, updates), state.params)
+        opt_state = if_finite(opt_state, state.opt_state)
+    skipped_in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
+    metrics = {**metrics, "gradient_norm": norm}
+    metrics = {name: jnp.where(finite, value, 0) for name, value in metrics.items()}
+    metrics["skipped"] = 1.0 - finite
+    return TrainState(state.step + 1, params, opt_state, skipped_in_row), metrics
 
 
-def pretraining_step(
+def mean_metrics(total: dict[str, Any], count: Any) -> dict[str, Any]:
+    """Means over the updates that were made, of sums over `count` steps, and `skipped_updates`, how
+    many were not; NaN if none was made."""
+    made = count - total["skipped"]
+    means = {name: value / made for name, value in total.items() if name != "skipped"}
+    return {**means, "skipped_updates": total["skipped"]}
+
+
+def pretraining_gradients(
     model: BertForPreTraining,
-    optimizer: optax.GradientTransformation,
     *,
     seed: int,
     accumulation: int = 1,
     teacher: Teacher | None = None,
-) -> Callable[[TrainState, Params | None, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """A function (state, teacher parameters, batch) -> (state, metrics), to be jitted.
+) -> Callable[[TrainState, Params | None, Batch], tuple[Params, dict[str, jax.Array]]]:
+    """A function (state, teacher parameters, batch) -> (gradients, metrics), to be jitted.
 
     Dropout is a function of (seed, state.step) alone, so a resumed run repeats it. Metrics: the
-    loss and each of its terms, accuracies, and the gradient's global norm.
+    loss and each of its terms, and accuracies.
     """
 
-    def step(state: TrainState, teacher_params: Params | None, batch: Batch):
+    def gradients_of(state: TrainState, teacher_params: Params | None, batch: Batch):
         counts = counts_of(batch)
 
         def loss_of(params, micro, key):
@@ -111,10 +137,22 @@ def pretraining_step(
             return loss, {"loss": loss, **metrics}
 
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradients, metrics = accumulated_gradients(loss_of, state.params, batch, key, accumulation)
-        params, opt_state = updated(optimizer, gradients, state)
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return accumulated_gradients(loss_of, state.params, batch, key, accumulation)
+
+    return gradients_of
+
+
+def pretraining_step(
+    model: BertForPreTraining,
+    optimizer: optax.GradientTransformation,
+    **options: Any,
+) -> Callable[[TrainState, Params | None, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """A function (state, teacher parameters, batch) -> (state, metrics), to be jitted: `next_state`
+    by `pretraining_gradients`, which takes the options."""
+    gradients_of = pretraining_gradients(model, **options)
+
+    def step(state: TrainState, teacher_params: Params | None, batch: Batch):
+        return next_state(optimizer, state, *gradients_of(state, teacher_params, batch))
 
     return step
 
@@ -143,8 +181,8 @@ def finetuning_step(
     distillation's.
 
     dropout: whether the student has any (`TaskTeacher` says it of the teacher); it is a function of
-    (seed, state.step) alone. Metrics: the loss, its terms if there are several, and the gradient's
-    global norm.
+    (seed, state.step) alone. Metrics: the loss, its terms if there are several, and those of
+    `next_state`.
     """
 
     def step(
@@ -172,9 +210,7 @@ def finetuning_step(
 
         loss_of = task_loss if teacher is None else distillation_loss_of
         (loss, terms), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        params, opt_state = updated(optimizer, gradients, state)
-        metrics = {"loss": loss, **terms, "gradient_norm": optax.tree.norm(gradients)}
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return next_state(optimizer, state, gradients, {"loss": loss, **terms})
 
     return step
 

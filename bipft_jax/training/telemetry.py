@@ -147,6 +147,8 @@ class ThroughputMeter:
         self._total_steps = total_steps
         self._per_step = dict(per_step)
         self._clock = clock
+        self._created = clock()
+        self._stepping = 0.0
         self._first: tuple[int, float] | None = None
         self._last: tuple[int, float] | None = None
 
@@ -159,9 +161,10 @@ class ThroughputMeter:
         """Rates since the last call of either method, and begins a new interval.
 
         Returns:
-          those named by `per_step`, and `eta_seconds` (from the whole time since the first
-          `restart`, evaluation and saving included); empty if there is no interval yet, or no step
-          in it.
+          those named by `per_step`, `eta_seconds` (from the whole time since the first `restart`,
+          evaluation and saving included), and `goodput`, the fraction of the time since this meter
+          was made that went into steps, not into compiling, evaluating or saving; empty if there is
+          no interval yet, or no step in it.
         """
         last = self._last
         self.restart(step)
@@ -171,7 +174,11 @@ class ThroughputMeter:
         steps_per_second = (step - last[0]) / max(now - last[1], 1e-9)
         seconds_per_step = (now - self._first[1]) / (step - self._first[0])
         rates = {name: steps_per_second * count for name, count in self._per_step.items()}
-        return rates | {"eta_seconds": max(self._total_steps - step, 0) * seconds_per_step}
+        self._stepping += now - last[1]
+        return rates | {
+            "eta_seconds": max(self._total_steps - step, 0) * seconds_per_step,
+            "goodput": self._stepping / max(now - self._created, 1e-9),
+        }
 
 
 def progress_line(step: int, values: Mapping[str, float], *, total_steps: int | None = None) -> str:
@@ -185,6 +192,8 @@ def progress_line(step: int, values: Mapping[str, float], *, total_steps: int | 
     other name is shown as it is, unless it contains "/": those are for the files.
     """
     rest = dict(values)
+    if not rest.get("skipped_updates"):
+        rest.pop("skipped_updates", None)
     if total_steps:
         parts = [f"{step:>{len(str(total_steps))}}/{total_steps}", f"{step / total_steps:5.1%}"]
     else:
@@ -208,6 +217,8 @@ def progress_line(step: int, values: Mapping[str, float], *, total_steps: int | 
         speed.append(f"{_with_prefix(rest.pop('tokens_per_second'))}tok/s")
     if "model_flops_per_second" in rest:
         speed.append(f"{_with_prefix(rest.pop('model_flops_per_second'), gap=True)}FLOP/s")
+    if "goodput" in rest:
+        speed.append(f"{rest.pop('goodput'):.0%} stepping")
     if "eta_seconds" in rest:
         seconds = rest.pop("eta_seconds")
         speed.append(f"eta {datetime.timedelta(seconds=round(seconds))}")

@@ -10,6 +10,8 @@ from etils import epath
 
 CONFIG_NAME = "config.json"
 _ABSENT = "(absent)"
+# How a run is computed, not what: a run may go on with other values of these keys.
+_MAY_CHANGE = ("mesh.", "data_workers", "log_every", "profile_steps")
 
 
 def absolute(workdir: str | os.PathLike[str]) -> epath.Path:
@@ -62,7 +64,8 @@ def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) ->
 
     Raises:
       ValueError: the workdir has another configuration: names each key that differs, with both
-        values. Also if `config` is not JSON or config.json cannot be read.
+        values; those of `_MAY_CHANGE` may. Also if `config` is not JSON or config.json cannot be
+        read.
     """
     path = absolute(workdir) / CONFIG_NAME
     try:
@@ -83,7 +86,7 @@ def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) ->
     changed = [
         f"  {key}: {old.get(key, _ABSENT)} there, {new.get(key, _ABSENT)} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+        if old.get(key, _ABSENT) != new.get(key, _ABSENT) and not key.startswith(_MAY_CHANGE)
     ]
     if changed:
         raise ValueError(

@@ -94,12 +94,14 @@ def test_rates_leave_out_the_first_step_and_evaluation():
     assert rates["tokens_per_second"] == pytest.approx(2048)
     assert rates["model_flops_per_second"] == pytest.approx(4e9)
     assert rates["eta_seconds"] == pytest.approx(89 * 0.5)
+    assert rates["goodput"] == pytest.approx(5 / 65)
     now[0] = 75.0  # evaluation
     meter.restart(11)
     now[0] = 80.0
     rates = meter.rates(21)
     assert rates["sequences_per_second"] == pytest.approx(16)
     assert rates["eta_seconds"] == pytest.approx(79 * 1.0)  # evaluation recurs, so it counts here
+    assert rates["goodput"] == pytest.approx(10 / 80)
     assert meter.rates(21) == {}
 
 

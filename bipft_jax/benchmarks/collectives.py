@@ -1,0 +1,170 @@
+"""How many bytes an update moves between the chips of a TPU slice, by its compiled program.
+
+    python -m bipft_jax.benchmarks.collectives --topology v5e:2x4 --fsdp 8 --size base \
+        --batch 512 --recipes fp,bipft_a,bipft_b
+
+The update is compiled for all chips of the topology, on any machine. Counted is the size of the
+array that is put together (all-gather), summed (all-reduce, reduce-scatter) or passed on
+(all-to-all, collective-permute), as one chip has it, loops multiplied out: a ring moves about once
+that for a gather or a scatter, twice for an all-reduce.
+"""
+
+import argparse
+import collections
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bipft_jax.benchmarks import hlo_cost
+from bipft_jax.benchmarks.tpu_cost import parsed, tpu
+from bipft_jax.benchmarks.workload import Workload, add_workload_arguments
+from bipft_jax.training import sharding
+
+Row = dict[str, Any]
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+# TPU programs hide some collectives in fusions: a gather that runs beside a computation in one of
+# this name, which begins it, and a sum of which each chip keeps a part in a computation so named.
+_ASYNCHRONOUS = "async-collective-start"
+_SCATTERING = "all-reduce-scatter"
+
+
+def compiled_update(
+    workload: Workload, recipe: str, mesh: jax.sharding.Mesh
+) -> tuple[jax.stages.Compiled, Any]:
+    """The update of a recipe for all devices of a mesh, and its state's shapes."""
+    config = workload.config(recipe, "auto")
+    sharding.check_model(config, mesh)
+    sharding.check_batch_size(workload.batch, 1, mesh)
+    state = sharding.placed(mesh, workload.abstract_state(config))
+    rows = sharding.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
+        for name, array in workload.arrays().items()
+    }
+    places = sharding.placements(mesh, state)
+    with sharding.on(mesh):
+        update = jax.jit(
+            workload.update(config),
+            in_shardings=(places, None, rows),
+            out_shardings=(places, sharding.replicated(mesh)),
+            donate_argnums=0,
+        )
+        return update.lower(state, None, batch).compile(), state
+
+
+def collective_bytes(module: hlo_cost.Module, chip: hlo_cost.Chip) -> dict[str, int]:
+    """Bytes by kind, of `KINDS`."""
+    shapes = {i.name: i.shape for found in module.computations.values() for i in found}
+    totals = collections.Counter(dict.fromkeys(KINDS, 0))
+    for charge in hlo_cost.charges(module, chip):
+        for instruction in _collectives(module, charge.instruction):
+            kind = instruction.opcode.removesuffix("-start")
+            totals[kind] += charge.count * _size(instruction, shapes)
+    return dict(totals)
+
+
+def _collectives(
+    module: hlo_cost.Module, instruction: hlo_cost.Instruction
+) -> Iterator[hlo_cost.Instruction]:
+    """The collective that an instruction is, or is the beginning of."""
+    if instruction.opcode.removesuffix("-start") in KINDS:
+        yield instruction
+        return
+    called = instruction.called.get("calls", ())
+    inner = [i for name in called for i in module.computations[name]]
+    if any(name.startswith(_SCATTERING) for name in called):
+        yield dataclasses.replace(instruction, opcode="reduce-scatter")
+    elif instruction.opcode == "async-start" or instruction.name.startswith(_ASYNCHRONOUS):
+        yield from (i for i in inner if i.opcode in KINDS)
+
+
+def _size(instruction: hlo_cost.Instruction, shapes: dict[str, str]) -> int:
+    """Bytes of the whole array that an instruction moves."""
+    if instruction.opcode == "reduce-scatter":
+        return sum(hlo_cost.shape_bytes(shapes[name]) for name in instruction.operands)
+    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
+        # Operand, result and some counters.
+        return max(map(hlo_cost.shape_bytes, hlo_cost.elements(instruction.shape)))
+    return hlo_cost.shape_bytes(instruction.shape)
+
+
+def row(workload: Workload, recipe: str, topology: str, fsdp: int, tensor: int) -> Row:
+    """Compiles one recipe's update and counts.
+
+    Returns: `bytes` by kind, `gathered_bytes_per_parameter` (all-gather over the parameters that
+      `fsdp` splits), `temp_bytes` of one chip.
+    """
+    chip, devices = tpu(topology)
+    mesh = sharding.make_mesh(fsdp, tensor, devices)
+    compiled, state = compiled_update(workload, recipe, mesh)
+    counted = collective_bytes(parsed(compiled, recipe, topology), chip)
+    split = sum(leaf.size for leaf in jax.tree.leaves(state.params) if "fsdp" in leaf.sharding.spec)
+    return {
+        "recipe": recipe,
+        "topology": topology,
+        "mesh": dict(mesh.shape),
+        "bytes": counted,
+        "gathered_bytes_per_parameter": counted["all-gather"] / split * tensor,
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The rows as aligned text, in million bytes an update and chip."""
+    kinds = " ".join(f"{kind:>18}" for kind in KINDS)
+    lines = [f"{'recipe':<10} {kinds} {'gathered a weight':>18}"]
+    for row in rows:
+        counts = " ".join(f"{row['bytes'][kind] / 1e6:>18,.1f}" for kind in KINDS)
+        lines.append(
+            f"{row['recipe']:<10} {counts} {row['gathered_bytes_per_parameter']:>12.2f} bytes"
+        )
+    return "\n".join(lines)
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bipft_jax.benchmarks.collectives",
+        description="Compiles the pretraining update of several recipes for all chips of a TPU "
+        "slice, on any machine, and prints how many bytes move between them.",
+    )
+    parser.add_argument("--topology", default="v5e:2x4", help="default %(default)s, 8 chips")
+    parser.add_argument("--fsdp", type=int, default=8, help="chips that share weights and batch")
+    parser.add_argument("--tensor", type=int, default=1, help="chips that share heads and channels")
+    add_workload_arguments(parser, batch=512, dtype="bfloat16", remat="lean")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; exits with a message for wrong arguments."""
+    given = _parse_arguments(arguments)
+    # Found by itself, libtpu would be taken for the machine's backend.
+    jax.config.update("jax_platforms", "cpu")
+    workload = Workload(given.size, given.batch, given.length, given.dtype, remat=given.remat)
+    rows = []
+    try:
+        for recipe in given.recipes:
+            print(f"compiling {recipe} for {given.topology}", flush=True)
+            rows.append(row(workload, recipe, given.topology, given.fsdp, given.tensor))
+        if given.json is not None:
+            given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
+    mesh = " x ".join(f"{axis} {size}" for axis, size in rows[0]["mesh"].items())
+    print(
+        f"\n{given.topology} as {mesh}, jax {jax.__version__}, libtpu "
+        f"{importlib.metadata.version('libtpu')}; {given.size}, {given.batch} x {given.length}, "
+        f"{given.dtype}, remat {given.remat}; million bytes an update, as one chip has them"
+    )
+    print(report(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Logical axes of weights and activations: what `training/sharding.py` lays on a device mesh.
+
+Models name axes and know nothing of meshes. Outside of a mesh and its rules, names do nothing.
+"""
+
+from __future__ import annotations
+
+import jax
+from flax import linen as nn
+
+from bipft_jax.quantization.binary_dot import Placement
+
+BATCH = "batch"
+HIDDEN = "hidden"
+HEADS = "heads"  # all heads' channels together
+INTERMEDIATE = "intermediate"
+VOCABULARY = "vocabulary"
+
+# Of the kernels [in, out] by their module's name. What is not here is whole on every device.
+KERNELS: dict[str, tuple[str | None, str | None]] = {
+    "query": (HIDDEN, HEADS),
+    "key": (HIDDEN, HEADS),
+    "value": (HIDDEN, HEADS),
+    "attention_output": (HEADS, HIDDEN),
+    "ffn_input": (HIDDEN, INTERMEDIATE),
+    "ffn_output": (INTERMEDIATE, HIDDEN),
+    "pooler": (HIDDEN, None),
+    "mlm_dense": (HIDDEN, None),
+}
+# Of embedding tables [rows, hidden]. Not split along `hidden`: the decoder would gather the whole
+# table, in float, at every update.
+EMBEDDINGS: dict[str, tuple[str | None, str | None]] = {"words": (VOCABULARY, None)}
+
+
+def constrained(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, placed as its axes say."""
+    return nn.with_logical_constraint(x, axes)
+
+
+def kernel_placement(name: str) -> Placement | None:
+    """Where a kernel of `KERNELS` is stored, and where it is multiplied: gathered along `HIDDEN`.
+    None outside of a mesh."""
+    if not nn.get_logical_axis_rules() or jax.sharding.get_abstract_mesh().empty:
+        return None
+    axes = KERNELS[name]
+    return Placement(
+        stored=nn.logical_to_mesh_axes(axes),
+        used=nn.logical_to_mesh_axes([None if axis == HIDDEN else axis for axis in axes]),
+    )

@@ -1,0 +1,64 @@
+"""A trace of some updates, for xprof and TensorBoard's profile page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from bipft_jax.training.processes import say
+
+
+class Profile:
+    """Traces updates `first` + 1 to `last`; with first = last none.
+
+    Every process writes what its own devices and host did.
+    """
+
+    def __init__(self, first: int, last: int, directory: str):
+        self._first, self._last, self._directory = first, last, directory
+        self._running = False
+
+    def after(self, step: int, result: Any) -> None:
+        """To be called before the first update and after each; result: of that update, waited for
+        where a trace begins or ends."""
+        if step == self._first < self._last and not self._running:
+            jax.block_until_ready(result)
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+        elif step >= self._last:
+            self.stop(result)
+
+    def stop(self, result: Any = None) -> None:
+        """Ends the trace, if one is running, and writes it."""
+        if self._running:
+            jax.block_until_ready(result)
+            jax.profiler.stop_trace()
+            self._running = False
+            say(f"wrote a trace of updates {self._first + 1} to {self._last}: {self._directory}")
+
+
+def profile_range(steps: str) -> tuple[int, int]:
+    """ "a:b", which traces the updates after the a-th up to the b-th, as numbers; (0, 0) for "".
+
+    Raises: ValueError for anything else.
+    """
+    if not steps:
+        return 0, 0
+    match = re.fullmatch(r"(\d+):(\d+)", steps)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(f"profile_steps is {steps!r}: give two updates, the first lower, as 10:15")
+    return int(match[1]), int(match[2])
+
+
+@contextmanager
+def profiling(steps: str, directory: str) -> Iterator[Profile]:
+    """A `Profile` that is stopped at the end of the context."""
+    profile = Profile(*profile_range(steps), directory)
+    try:
+        yield profile
+    finally:
+        profile.stop()

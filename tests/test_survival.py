@@ -1,0 +1,155 @@
+"""Runs that are killed, stopped, resized or diverge: nothing is lost, nothing is done twice."""
+
+import random
+import signal
+import socket
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from bipft_jax.training.checkpoints import restore_params
+from bipft_jax.training.parameters import named_leaves
+from bipft_jax.training.state import new_state, require_finite
+from bipft_jax.training.step import mean_metrics, next_state
+from bipft_jax.training.telemetry import read_metrics
+from tests.launching import PRETRAIN, digest, finish, run, start
+
+CONFIG = "configs/pretrain.py:bipft_b,tiny"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home):
+    """The hash of a run that nothing disturbed."""
+    run(home, CONFIG, home / "undisturbed", **PRETRAIN)
+    return digest(home / "undisturbed")
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 300
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.005)
+
+
+def logged_steps(workdir):
+    return [point["step"] for point in read_metrics(workdir / "metrics.jsonl") if "loss" in point]
+
+
+def test_a_killed_run_started_again_ends_with_the_same_bits(home, undisturbed):
+    workdir = home / "killed"
+    process = start(home, CONFIG, workdir, **PRETRAIN)
+    wait_for(workdir / "checkpoints" / "8", process)
+    process.kill()
+    process.communicate()
+    assert not (workdir / "checkpoints" / "40").exists()
+    run(home, CONFIG, workdir, **PRETRAIN)
+    assert digest(workdir) == undisturbed
+    assert logged_steps(workdir) == list(range(4, 41, 4))
+
+
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(home, undisturbed):
+    workdir = home / "stopped"
+    process = start(home, CONFIG, workdir, **PRETRAIN)
+    wait_for(workdir / "checkpoints" / "8", process)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process).stdout
+    at = restore_params(workdir, "latest").step
+    assert at < 40
+    assert f"stopped after update {at}, which is saved: run the same command to resume" in said
+    assert not (workdir / "result.json").exists()
+    run(home, CONFIG, workdir, **PRETRAIN)
+    assert digest(workdir) == undisturbed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(20))
+def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(home, undisturbed, seed):
+    """Twice: at any moment of the first 20 seconds, of which compiling takes some."""
+    rng, workdir = random.Random(seed), home / f"killed_{seed}"
+    for _ in range(2):
+        process = start(home, CONFIG, workdir, **PRETRAIN)
+        time.sleep(rng.uniform(4, 20))
+        process.kill()
+        process.communicate()
+    run(home, CONFIG, workdir, **PRETRAIN)
+    assert digest(workdir) == undisturbed
+
+
+def test_two_processes_are_one_run_and_one_goes_on_where_they_were(home):
+    """fp, whose trajectories can be compared across numbers of processes."""
+    config = "configs/pretrain.py:fp,tiny"
+    options = {**PRETRAIN, "dropout": 0.0, "mesh.fsdp": 2, "evaluate_every": 8}
+    run(home, config, home / "one", devices=4, **options)
+
+    workdir = home / "resized"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = (f"--coordinator_address={address}", "--num_processes=2")
+    processes = [
+        start(home, config, workdir, *flags, f"--process_id={k}", devices=2, **options)
+        for k in range(2)
+    ]
+    wait_for(workdir / "checkpoints" / "8", processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    said = [finish(process).stdout for process in processes]
+    at = restore_params(workdir, "latest").step
+    assert 8 <= at < 40
+    assert f"stopped after update {at}" in said[0] and said[1] == ""
+    # One process, on another mesh.
+    run(home, config, workdir, devices=2, **{**options, "mesh.fsdp": 1, "mesh.tensor": 2})
+
+    assert sorted(set(logged_steps(workdir))) == logged_steps(workdir)
+    one, other = (restore_params(home / name, "latest") for name in ("one", "resized"))
+    assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], rel=1e-4)
+    others = named_leaves(other.params)
+    for name, leaf in named_leaves(one.params).items():
+        np.testing.assert_allclose(others[name], leaf, atol=1e-4, err_msg=name)
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_counted():
+    optimizer = optax.adam(0.5)
+    state = new_state({"w": jnp.ones(3)}, optimizer)
+    step = jax.jit(lambda s, g, loss: next_state(optimizer, s, {"w": g}, {"loss": loss}))
+    good = jnp.full(3, 2.0)
+    state, first = step(state, good, 1.0)
+    np.testing.assert_allclose(state.params["w"], 0.5, rtol=1e-4)  # Adam's first step: the rate
+    rows = [first]
+    for gradient, loss in ((good.at[1].set(jnp.nan), 7.0), (good, jnp.inf)):
+        after, metrics = step(state, gradient, loss)
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            (after.params, after.opt_state),
+            (state.params, state.opt_state),
+        )
+        assert after.step == state.step + 1 and after.skipped_in_row == state.skipped_in_row + 1
+        state = after
+        rows.append(metrics)
+    assert state.skipped_in_row == 2
+    state, metrics = step(state, good, 4.0)
+    assert state.skipped_in_row == 0 and state.params["w"][0] < 0.2
+    total = jax.tree.map(lambda *values: sum(values), *rows, metrics)
+    means = mean_metrics(total, 4)
+    assert means["skipped_updates"] == 2 and means["loss"] == (1.0 + 4.0) / 2
+
+
+def test_a_state_that_is_not_finite_is_not_saved_and_its_parameter_named():
+    require_finite({"a": {"kernel": jnp.ones(2)}})
+    with pytest.raises(FloatingPointError, match="a/kernel and 0 other parameters"):
+        require_finite({"a": {"bias": jnp.ones(2), "kernel": jnp.array([1.0, jnp.inf])}})
+
+
+def test_a_run_that_diverges_stops_names_where_and_saves_nothing_bad(home):
+    options = {**PRETRAIN, "learning_rate": 1e38, "warmup_updates": 0, "clip_norm": 0.0}
+    options |= {"evaluate_every": 20, "log_every": 1, "max_skipped_updates": 3, "accumulation": 1}
+    process = start(home, "configs/pretrain.py:bipft_a,tiny", home / "diverged", **options)
+    _, said = process.communicate()
+    assert process.returncode == 1
+    assert "4 updates in a row were skipped, from update 2 on: the gradient of " in said
+    assert "is not finite at update 5 (examples 32 to 39 of the data)" in said
+    assert "Traceback" not in said
+    assert not list((home / "diverged" / "checkpoints").iterdir())

@@ -19,6 +19,14 @@ points that differ in their seeds share all of it, others what does not depend o
 
 --parallel=N runs N points at a time and leaves threads to XLA. On an accelerator only one process
 can own the device: leave it at 1.
+
+--print_arguments runs nothing either: it prints what launch/train.py is to be given for each point
+that is not finished, in a line quoted for a shell, for other machines to run. On a TPU slice, say:
+
+    python launch/sweep.py ... --print_arguments | xargs -L 1 bash launch/tpu_vm.sh run --wait --
+
+Where WORKDIR is seen, the command without --print_arguments then makes table and plot of what is
+there; it would run here what has not finished, so look first with --list.
 """
 
 import ast
@@ -50,6 +58,9 @@ _VALUES = flags.DEFINE_multi_string(
 )
 _PARALLEL = flags.DEFINE_integer("parallel", 1, "Points that run at a time.", lower_bound=1)
 _LIST = flags.DEFINE_bool("list", False, "Show points, directories and states; run nothing.")
+_PRINT_ARGUMENTS = flags.DEFINE_bool(
+    "print_arguments", False, "Print train.py's arguments for unfinished points; run nothing."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 _PROGRAM = Path(__file__).with_name("train.py")
@@ -71,6 +82,11 @@ def main(argv: list[str]) -> None:
         if _LIST.value:
             for name in sweeps.named(points):
                 print(f"{sweeps.outcome(workdir / name)[0]:9} {workdir / name}")
+            return
+        if _PRINT_ARGUMENTS.value:
+            for name, point in sweeps.named(points).items():
+                if sweeps.outcome(workdir / name)[0] != "finished":
+                    print(shlex.join(train_arguments(point, workdir / name)))
             return
         interrupt_on_signals()
         try:
@@ -192,6 +208,16 @@ def config_arguments(point: dict) -> list[str]:
     ]
 
 
+def train_arguments(point: dict, directory: Path) -> list[str]:
+    """What train.py is given to run a point in a directory."""
+    verbosity = flags.FLAGS["verbosity"]
+    return [
+        f"--workdir={directory}",
+        *config_arguments(point),
+        *([f"--verbosity={verbosity.value}"] if verbosity.present else []),
+    ]
+
+
 def config_of(point: dict) -> ConfigDict:
     """The config that train.py will have, read from the same arguments.
 
@@ -235,12 +261,7 @@ class Runs:
         """
         from bipft_jax import sweeps
 
-        verbosity = flags.FLAGS["verbosity"]
-        command = [
-            *(sys.executable, "-u", str(_PROGRAM), f"--workdir={directory}"),
-            *config_arguments(point),
-            *([f"--verbosity={verbosity.value}"] if verbosity.present else []),
-        ]
+        command = [sys.executable, "-u", str(_PROGRAM), *train_arguments(point, directory)]
         with (directory / _LOG_NAME).open("a+b") as log:
             waited = self._wait_for(log, directory)
             if waited and sweeps.outcome(directory)[0] == "finished":

@@ -68,7 +68,7 @@ def home(tmp_path_factory):
         ) as checkpointer:
             checkpointer.save(
                 1,
-                TrainState(jnp.int32(1), params, ()),
+                TrainState(jnp.int32(1), params, (), jnp.int32(0)),
                 config=checkpoint_description(config, classes, {}),
                 tokenizer=tokenizer.to_dict(),
                 metrics={"accuracy": 0.5},

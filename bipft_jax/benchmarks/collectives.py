@@ -22,7 +22,11 @@ import jax
 
 from bipft_jax.benchmarks import hlo_cost
 from bipft_jax.benchmarks.tpu_cost import parsed, tpu
-from bipft_jax.benchmarks.workload import Workload, add_workload_arguments
+from bipft_jax.benchmarks.workload import (
+    Workload,
+    add_compute_argument,
+    add_workload_arguments,
+)
 from bipft_jax.training import sharding
 
 Row = dict[str, Any]
@@ -36,10 +40,10 @@ _SCATTERING = "all-reduce-scatter"
 
 
 def compiled_update(
-    workload: Workload, recipe: str, mesh: jax.sharding.Mesh
+    workload: Workload, recipe: str, compute: str, mesh: jax.sharding.Mesh
 ) -> tuple[jax.stages.Compiled, Any]:
     """The update of a recipe for all devices of a mesh, and its state's shapes."""
-    config = workload.config(recipe, "auto")
+    config = workload.config(recipe, compute)
     sharding.check_model(config, mesh)
     sharding.check_batch_size(workload.batch, 1, mesh)
     state = sharding.placed(mesh, workload.abstract_state(config))
@@ -95,7 +99,9 @@ def _size(instruction: hlo_cost.Instruction, shapes: dict[str, str]) -> int:
     return hlo_cost.shape_bytes(instruction.shape)
 
 
-def row(workload: Workload, recipe: str, topology: str, fsdp: int, tensor: int) -> Row:
+def row(
+    workload: Workload, recipe: str, compute: str, topology: str, fsdp: int, tensor: int
+) -> Row:
     """Compiles one recipe's update and counts.
 
     Returns: `bytes` by kind, `gathered_bytes_per_parameter` (all-gather over the parameters that
@@ -103,11 +109,12 @@ def row(workload: Workload, recipe: str, topology: str, fsdp: int, tensor: int) 
     """
     chip, devices = tpu(topology)
     mesh = sharding.make_mesh(fsdp, tensor, devices)
-    compiled, state = compiled_update(workload, recipe, mesh)
+    compiled, state = compiled_update(workload, recipe, compute, mesh)
     counted = collective_bytes(parsed(compiled, recipe, topology), chip)
     split = sum(leaf.size for leaf in jax.tree.leaves(state.params) if "fsdp" in leaf.sharding.spec)
     return {
         "recipe": recipe,
+        "compute": compute,
         "topology": topology,
         "mesh": dict(mesh.shape),
         "bytes": counted,
@@ -119,12 +126,11 @@ def row(workload: Workload, recipe: str, topology: str, fsdp: int, tensor: int) 
 def report(rows: Sequence[Row]) -> str:
     """The rows as aligned text, in million bytes an update and chip."""
     kinds = " ".join(f"{kind:>18}" for kind in KINDS)
-    lines = [f"{'recipe':<10} {kinds} {'gathered a weight':>18}"]
+    lines = [f"{'recipe':<10} {'compute':<10} {kinds} {'gathered a weight':>18}"]
     for row in rows:
         counts = " ".join(f"{row['bytes'][kind] / 1e6:>18,.1f}" for kind in KINDS)
-        lines.append(
-            f"{row['recipe']:<10} {counts} {row['gathered_bytes_per_parameter']:>12.2f} bytes"
-        )
+        weight = f"{row['gathered_bytes_per_parameter']:.2f} bytes"
+        lines.append(f"{row['recipe']:<10} {row['compute']:<10} {counts} {weight:>18}")
     return "\n".join(lines)
 
 
@@ -138,6 +144,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fsdp", type=int, default=8, help="chips that share weights and batch")
     parser.add_argument("--tensor", type=int, default=1, help="chips that share heads and channels")
     add_workload_arguments(parser, batch=512, dtype="bfloat16", remat="lean")
+    add_compute_argument(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
     return parser.parse_args(arguments)
 
@@ -148,11 +155,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Found by itself, libtpu would be taken for the machine's backend.
     jax.config.update("jax_platforms", "cpu")
     workload = Workload(given.size, given.batch, given.length, given.dtype, remat=given.remat)
-    rows = []
+    where, rows = (given.topology, given.fsdp, given.tensor), []
     try:
         for recipe in given.recipes:
-            print(f"compiling {recipe} for {given.topology}", flush=True)
-            rows.append(row(workload, recipe, given.topology, given.fsdp, given.tensor))
+            for compute in given.compute:
+                print(f"compiling {recipe}, {compute}, for {given.topology}", flush=True)
+                rows.append(row(workload, recipe, compute, *where))
         if given.json is not None:
             given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:

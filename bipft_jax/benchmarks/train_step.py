@@ -20,9 +20,12 @@ from typing import Any
 
 import jax
 
-from bipft_jax.benchmarks.workload import Workload, add_workload_arguments, names
+from bipft_jax.benchmarks.workload import (
+    Workload,
+    add_compute_argument,
+    add_workload_arguments,
+)
 from bipft_jax.models.recipes import SIZES
-from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 
 Row = dict[str, Any]
 
@@ -194,13 +197,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
 
     add_workload_arguments(parser, batch=8, dtype="float32", remat="none")
-    parser.add_argument(
-        "--compute",
-        type=names,
-        default=["auto"],
-        help="comma-separated kinds of arithmetic for recipes that quantise, of: "
-        f"{', '.join(COMPUTE_MODES)} (default auto)",
-    )
+    add_compute_argument(parser)
     parser.add_argument(
         "--repeats", type=int, default=7, help="measured updates of each (default %(default)s)"
     )

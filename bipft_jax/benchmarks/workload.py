@@ -14,6 +14,7 @@ from bipft_jax.data.pretraining import max_predictions
 from bipft_jax.models.bert import BertForPreTraining
 from bipft_jax.models.recipes import RECIPES, SIZES, BertConfig, bert_config, recipe_named
 from bipft_jax.models.remat import REMAT_POLICIES
+from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import (
     TrainState,
@@ -132,6 +133,17 @@ def add_workload_arguments(
         default=remat,
         choices=REMAT_POLICIES,
         help="what layers keep for the backward pass (default %(default)s)",
+    )
+
+
+def add_compute_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag of kinds of arithmetic to compare."""
+    parser.add_argument(
+        "--compute",
+        type=names,
+        default=["auto"],
+        help="comma-separated kinds of arithmetic for recipes that quantise, of: "
+        f"{', '.join(COMPUTE_MODES)} (default auto)",
     )
 
 

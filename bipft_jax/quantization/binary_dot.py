@@ -158,11 +158,9 @@ def _backward(numbers, static, kept, cotangent):
         # What is not quantised keeps its precision.
         static.backward if coded else "float32",
     )
-    if placement is not None:
-        # Summed over devices in the activations' type, as in a model that is not quantised.
-        to_right = to_right.astype(static.lhs_dtype)
-        to_right = jax.lax.with_sharding_constraint(to_right, placement.stored)
     to_left, to_right = to_left.astype(static.lhs_dtype), to_right.astype(static.rhs_dtype)
+    if placement is not None:
+        to_right = jax.lax.with_sharding_constraint(to_right, placement.stored)
     # <cotangent, left right> = <to_left, left> = <to_right, right>: both scales' gradients need it,
     # and it is read off the smaller operand.
     if left_array.size < right_array.size:

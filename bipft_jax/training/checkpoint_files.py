@@ -6,22 +6,29 @@
                              tokenizer         the whole tokenizer (JSON)
                              metrics           evaluation metrics of this step (JSON)
                              selection         which metric is best, and how (JSON)
+                             digests.json      of every file of these (`checkpoint_digests`)
 
-Used by `checkpoints`; the two are the only files that know orbax. Flipped bits in arrays are not
-noticed here, only files that are missing, cut short or not of their format.
+Used by `checkpoints`; the two are the only files that know orbax. Orbax itself notices files that
+are missing, cut short or not of their format, but not flipped bits in arrays: digests show those.
 """
 
 import contextlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
+
+from bipft_jax.training.checkpoint_digests import DIGESTS_NAME, changed_file
+
+_log = logging.getLogger(__name__)
 
 # The file of each JSON item, as orbax names it.
 JSON_FILES = {
@@ -33,6 +40,8 @@ JSON_FILES = {
 # What TensorStore says when a file of an array is cut short, unreadable as such or gone. Other
 # failures (permissions, memory, an unreachable disk) say nothing about the checkpoint.
 _DAMAGE = re.compile(r"^(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|FAILED_PRECONDITION)\b")
+# What processes tell each other has one length on all of them.
+_FINDING_BYTES = 512
 
 
 class CheckpointError(ValueError):
@@ -40,7 +49,10 @@ class CheckpointError(ValueError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A committed checkpoint has a file that is missing, cut short or unreadable."""
+    """A committed checkpoint has a file that is missing, cut short, unreadable or changed.
+
+    In a job either every process raises it or none, so that all can go on to another checkpoint.
+    """
 
 
 class RestoredParameters(NamedTuple):
@@ -67,9 +79,40 @@ def _require(directory: epath.Path, step: int) -> None:
         raise CheckpointError(f"{directory} has no checkpoint of step {step}; {there}.")
 
 
-def read_json(directory: epath.Path, step: int, item: str) -> dict[str, Any]:
-    """A JSON item of a checkpoint. Raises CheckpointError, or its DamagedCheckpointError."""
+def verify(directory: epath.Path, step: int, items: Collection[str]) -> None:
+    """Compares the files of some items with their digests; a warning if there are none.
+
+    All processes of a job call it. The first one reads and its finding is everyone's.
+
+    Raises:
+      CheckpointError: there is no such step; DamagedCheckpointError: a file has changed.
+    """
     _require(directory, step)
+    found = ""
+    if jax.process_index() == 0:
+        found = changed_file(directory / str(step), items)
+        if not (directory / str(step) / DIGESTS_NAME).exists():
+            _log.warning(
+                "The checkpoint %s has no %s: whether bits have flipped in it cannot be told.",
+                directory / str(step),
+                DIGESTS_NAME,
+            )
+    line = found.encode()[:_FINDING_BYTES].ljust(_FINDING_BYTES)
+    everyones = multihost_utils.broadcast_one_to_all(np.frombuffer(line, np.uint8))
+    found = np.asarray(everyones).tobytes().decode(errors="replace").strip()
+    if found:
+        raise DamagedCheckpointError(_damaged(directory, step, found))
+
+
+def read_json(directory: epath.Path, step: int, item: str) -> dict[str, Any]:
+    """A JSON item of a checkpoint, compared with its digest.
+
+    Raises CheckpointError, or its DamagedCheckpointError.
+    """
+    _require(directory, step)
+    found = changed_file(directory / str(step), [item])
+    if found:
+        raise _damage_here()(_damaged(directory, step, found))
     with _naming_damage(directory, step, item):
         return json.loads((directory / str(step) / item / JSON_FILES[item]).read_text())
 
@@ -96,8 +139,10 @@ def read_parameters(directory: epath.Path, step: int) -> RestoredParameters:
     """The parameters of a checkpoint as NumPy arrays, with its JSON items.
 
     Raises:
-      CheckpointError: there is no such step; DamagedCheckpointError: it cannot be read.
+      CheckpointError: there is no such step; DamagedCheckpointError: it has changed since it was
+        saved, or cannot be read.
     """
+    verify(directory, step, ("params", "config", "tokenizer", "metrics"))
     tree = stored_arrays(directory, step, "params")
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     return RestoredParameters(
@@ -130,12 +175,20 @@ def _naming_damage(directory: epath.Path, step: int, item: str) -> Iterator[None
             if isinstance(cause, json.JSONDecodeError | UnicodeDecodeError | FileNotFoundError) or (
                 _DAMAGE.match(str(cause))
             ):
-                raise DamagedCheckpointError(
-                    f"The checkpoint {directory / str(step)} is damaged, in its {item}: "
-                    f"{reason(cause)}."
-                ) from error
+                line = _damaged(directory, step, f"{item}: {reason(cause)}")
+                raise _damage_here()(line) from error
             cause = cause.__cause__
         raise
+
+
+def _damaged(directory: epath.Path, step: int, found: str) -> str:
+    return f"The checkpoint {directory / str(step)} is damaged, in its {found}."
+
+
+def _damage_here() -> type[CheckpointError]:
+    """The class for damage that this process came upon. The others of its job may not have, and
+    wait for it where it will never come: going on to another checkpoint would hang."""
+    return DamagedCheckpointError if jax.process_count() == 1 else CheckpointError
 
 
 def reason(error: BaseException) -> str:

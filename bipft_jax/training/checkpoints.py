@@ -2,7 +2,8 @@
 
 `checkpoint_files` has the layout of that directory. Orbax writes each checkpoint into a temporary
 directory, in the background, and renames it when it is complete, so a directory named by a step is
-always whole as far as writing goes; older checkpoints are deleted only after that rename.
+always whole as far as writing goes; older checkpoints are deleted only after that rename. Digests
+of its files are written just before it, and compared before anything is used.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
+from bipft_jax.training.checkpoint_digests import write_digests
 from bipft_jax.training.checkpoint_files import (
     JSON_FILES,
     CheckpointError,
@@ -30,6 +32,7 @@ from bipft_jax.training.checkpoint_files import (
     set_aside,
     steps_in,
     stored_arrays,
+    verify,
 )
 from bipft_jax.training.parameters import differences, named_leaves
 from bipft_jax.training.workdir import absolute
@@ -78,7 +81,7 @@ class Checkpointer:
         self._directory = self._workdir / "checkpoints"
         self._best_metric, self._best_mode = best_metric, best_mode
         self._saving: int | None = None
-        self._set_aside_unreadable_metrics()
+        self._set_aside_damaged_metrics()
 
         # Two, so that there is one to fall back to should the newest turn out damaged.
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(2)]
@@ -96,6 +99,9 @@ class Checkpointer:
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
+                # Called in the background by the first process, after the last write to an item
+                # and before the rename: no checkpoint is ever without digests.
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
                 preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
             ),
         )
@@ -204,12 +210,13 @@ class Checkpointer:
           A state of the same structure as `abstract_state`.
 
         Raises:
-          DamagedCheckpointError: a file is missing or cut short. Flipped bits are not noticed.
+          DamagedCheckpointError: a file is missing, cut short or not what was saved.
           CheckpointError: there is no such step.
           ValueError: names, shapes or dtypes are not those of `abstract_state`, or the tokenizer is
             another.
         """
         self.wait()
+        verify(self._directory, step, ("params", "training_state", *JSON_FILES))
         # All are read, also those not used here: a checkpoint that lacks one is damaged.
         stored = {item: read_json(self._directory, step, item) for item in JSON_FILES}
         if tokenizer is not None:
@@ -255,11 +262,12 @@ class Checkpointer:
 
         Damaged checkpoints that are newer are named in the log and, once an older one has been
         restored, renamed to `damaged-STEP` so that their steps can be saved again. Nothing is
-        deleted. In a job of several processes a damaged checkpoint is an error instead, because
-        processes that read other files of it would not notice.
+        deleted. In a job of several processes this needs digests: damage in a checkpoint without
+        them is an error instead, because processes that read other files of it would not notice.
 
         Raises:
           DamagedCheckpointError: every checkpoint is damaged.
+          CheckpointError: in a job of several processes, one has found damage by itself.
           ValueError: as `restore`.
         """
         self.wait()
@@ -269,15 +277,15 @@ class Checkpointer:
             try:
                 state = self.restore(step, abstract_state, tokenizer=tokenizer)
             except DamagedCheckpointError as error:
-                if jax.process_count() > 1:
-                    raise
                 _log.error("%s Trying the checkpoint before it.", error)
                 damaged.append(error)
                 damaged_steps.append(step)
                 continue
-            for other in damaged_steps:
-                set_aside(self._directory, other)
             if damaged_steps:
+                if jax.process_index() == 0:
+                    for other in damaged_steps:
+                        set_aside(self._directory, other)
+                multihost_utils.sync_global_devices("set aside damaged checkpoints")
                 self._manager.reload()
             return state, step
         if damaged:
@@ -287,18 +295,23 @@ class Checkpointer:
             )
         return None
 
-    def _set_aside_unreadable_metrics(self) -> None:
-        # Orbax reads the metrics of every checkpoint at construction and would fail on each start.
+    def _set_aside_damaged_metrics(self) -> None:
+        # Orbax reads the metrics of every checkpoint at construction and would fail on each start;
+        # flipped bits in them could make another checkpoint the best.
         if jax.process_index() == 0:
             for step in steps_in(self._directory):
-                path = self._directory / str(step) / "metrics" / "metrics"
                 try:
-                    json.loads(path.read_text())
-                except (ValueError, FileNotFoundError) as error:
+                    read_json(self._directory, step, "metrics")
+                except CheckpointError as error:
                     aside = set_aside(self._directory, step)
-                    _log.error("%s is damaged: %s. It is now %s.", path, error, aside)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("set aside damaged checkpoints")
+                    _log.error("%s It is now %s.", error, aside)
+        multihost_utils.sync_global_devices("set aside damaged metrics")
+
+    def _write_digests(self) -> None:
+        final = self._directory / str(self._saving)
+        # As orbax chooses it: in a bucket the final directory itself, which counts only later.
+        kind = ocp.path.atomicity_defaults.get_default_temporary_path_class(final)
+        write_digests(kind.from_final(final).get())
 
     @contextlib.contextmanager
     def _naming_failure(self) -> Iterator[None]:
@@ -328,6 +341,8 @@ def restore_params(
     workdir: str | os.PathLike[str], step: int | str | None = None
 ) -> RestoredParameters:
     """The parameters of a checkpoint, with what is needed to use them; no optimizer state is read.
+
+    All processes of a job make the same call.
 
     Arguments:
       workdir: of a pretraining or finetuning run.

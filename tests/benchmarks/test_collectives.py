@@ -80,7 +80,7 @@ def test_codes_are_gathered_not_weights(recipe, bytes_a_weight):
     """Of float32 activations: in both passes every split weight once, at its size."""
     mesh = sharding.make_mesh(fsdp=4)
     workload = Workload("tiny", 16, 16, "float32", vocab_size=64)
-    compiled, state = compiled_update(workload, recipe, mesh)
+    compiled, state = compiled_update(workload, recipe, "auto", mesh)
     gathered = collective_bytes(hlo_cost.parse(compiled.as_text()), CHIP)["all-gather"]
     split = {
         path: leaf.size

@@ -1,5 +1,6 @@
 """A mesh of any shape makes the update of one device; codes, not weights, are gathered."""
 
+import dataclasses
 import functools
 
 import jax
@@ -143,6 +144,23 @@ def test_a_device_holds_its_share_of_a_batch_whichever_rows_a_process_has():
     ):
         np.testing.assert_array_equal(batch["x"], rows)
         assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(2, 3)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ChipOfASlice:
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def test_weights_are_split_within_a_slice_not_across():
+    mesh = sharding.make_mesh(fsdp=2, devices=[ChipOfASlice(i, i % 2) for i in range(8)])
+    slices = [[chip.slice_index for chip in row[:, 0]] for row in mesh.devices]
+    assert slices == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    with pytest.raises(ValueError, match="fsdp 8 x tensor 1 does not divide 4 devices of each of"):
+        sharding.make_mesh(fsdp=8, devices=list(mesh.devices.flat))
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_dropout_may_end_at_an_epochs_first_evaluation(home, tmp_path, monkeypat
     """Four updates are an epoch, every second is evaluated: after 2, and at the epoch's end."""
 
     def step(state, teacher_params, seed, batch, dropout):
-        return state.replace(step=state.step + 1), {"loss": jnp.float32(dropout)}
+        return state.replace(step=state.step + 1), {"loss": jnp.float32(dropout), "skipped": 0.0}
 
     monkeypatch.setattr(steps, "finetuning_step", lambda *_: step)
     keys = dict(max_updates=6, evaluate_every=2)

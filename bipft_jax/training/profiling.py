@@ -27,7 +27,9 @@ class Profile:
         where a trace begins or ends."""
         if step == self._first < self._last and not self._running:
             jax.block_until_ready(result)
-            jax.profiler.start_trace(self._directory)
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # it traces every thread of Python, and can crash them
+            jax.profiler.start_trace(self._directory, profiler_options=options)
             self._running = True
         elif step >= self._last:
             self.stop(result)

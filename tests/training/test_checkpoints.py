@@ -59,7 +59,7 @@ def make_state(step: int, size: int = 6) -> TrainState:
         lambda leaf: np.asarray(100 * rng.normal(size=leaf.shape)).astype(leaf.dtype),
         jax.eval_shape(optimizer.init, params),
     )
-    return jax.device_put(TrainState(np.asarray(step, np.int32), params, opt_state, np.int32(0)))
+    return jax.device_put(TrainState(np.asarray(step, np.int32), params, opt_state))
 
 
 def abstract(state: TrainState) -> TrainState:

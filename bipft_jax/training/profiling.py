@@ -27,9 +27,7 @@ class Profile:
         where a trace begins or ends."""
         if step == self._first < self._last and not self._running:
             jax.block_until_ready(result)
-            options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # it traces every thread of Python, and can crash them
-            jax.profiler.start_trace(self._directory, profiler_options=options)
+            jax.profiler.start_trace(self._directory)
             self._running = True
         elif step >= self._last:
             self.stop(result)

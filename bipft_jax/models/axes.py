@@ -37,12 +37,17 @@ def constrained(x: jax.Array, *axes: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, axes)
 
 
-def kernel_placement(name: str) -> Placement | None:
-    """Where a kernel of `KERNELS` is stored, and where it is multiplied: gathered along `HIDDEN`.
-    None outside of a mesh."""
+def kernel_axes(name: str | None) -> tuple[str | None, str | None]:
+    """The axes of a module's kernel; no name: of a layer used by itself."""
+    return KERNELS.get(name, (None, None))
+
+
+def kernel_placement(name: str | None) -> Placement | None:
+    """Where a kernel is stored, and where it is multiplied: gathered along `HIDDEN`. None outside
+    of a mesh."""
     if not nn.get_logical_axis_rules() or jax.sharding.get_abstract_mesh().empty:
         return None
-    axes = KERNELS[name]
+    axes = kernel_axes(name)
     return Placement(
         stored=nn.logical_to_mesh_axes(axes),
         used=nn.logical_to_mesh_axes([None if axis == HIDDEN else axis for axis in axes]),

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from bipft_jax.models.axes import BATCH, KERNELS, constrained, kernel_placement
+from bipft_jax.models.axes import BATCH, constrained, kernel_axes, kernel_placement
 from bipft_jax.models.normalization import LayerNorm
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import MeanBinarizer, Quantizer, RowBinarizer
@@ -97,7 +97,7 @@ class BinaryDense(nn.Module):
             backward=self.backward,
         )
         y = product + bias.astype(self.dtype)
-        return constrained(y, BATCH, *[None] * (y.ndim - 2), KERNELS[self.name][1])
+        return constrained(y, BATCH, *[None] * (y.ndim - 2), kernel_axes(self.name)[1])
 
 
 class LowRank(nn.Module):

@@ -32,8 +32,9 @@ class TrainState:
 
 def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first update."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), zero)
+    # Two arrays, because both are donated.
+    step, skipped_in_row = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(step, params, optimizer.init(params), skipped_in_row)
 
 
 def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

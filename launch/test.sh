@@ -20,8 +20,10 @@ if [[ "${1:-}" == --peers ]]; then
   exec .venv/bin/python -m pytest tests/peers "$@"
 fi
 prepare_environment "[test]"
+# A file at a time to each of two processes: what takes the time is compiling, which uses one core.
+parallel=(-n 2 --dist loadfile)
 if [[ "${1:-}" == --faults ]]; then
   shift
-  exec .venv/bin/python -m pytest -m long "$@"
+  exec .venv/bin/python -m pytest "${parallel[@]}" -m long "$@"
 fi
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest "${parallel[@]}" "$@"

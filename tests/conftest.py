@@ -22,3 +22,10 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     launching.furnish(home)
     return home
+
+
+@pytest.fixture(scope="session")
+def pretrained(home):
+    """The workdir of a run that nothing disturbed."""
+    launching.run(home, launching.CONFIG, home / "whole", **launching.PRETRAIN)
+    return home / "whole"

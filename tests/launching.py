@@ -13,6 +13,7 @@ from bipft_jax.training.parameters import named_leaves
 
 ROOT = Path(__file__).parents[1]
 WORDS = "the a cat dog bird tree house sees likes finds old new red big small runs sings".split()
+CONFIG = "configs/pretrain.py:bipft_b,tiny"
 PRETRAIN = dict(
     num_updates=40,
     keep_every=20,

@@ -15,13 +15,6 @@ from configs import pretrain as pretrain_config
 from tests.launching import PRETRAIN, WORDS, command, environment, run
 
 
-@pytest.fixture(scope="module")
-def pretrained(home):
-    """The workdir of a run that nothing disturbed."""
-    run(home, "configs/pretrain.py:bipft_b,tiny", home / "whole", **PRETRAIN)
-    return home / "whole"
-
-
 def test_the_untrained_bias_scores_like_the_unigram_baseline(home):
     """With the bias at log frequencies and nothing else (hidden states times zero embeddings)."""
     run = pretrain.make_run(pretraining(home, "fp,tiny"))

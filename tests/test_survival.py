@@ -16,16 +16,7 @@ from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import new_state, require_finite
 from bipft_jax.training.step import mean_metrics, next_state
 from bipft_jax.training.telemetry import read_metrics
-from tests.launching import PRETRAIN, digest, finish, run, start
-
-CONFIG = "configs/pretrain.py:bipft_b,tiny"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(home):
-    """The hash of a run that nothing disturbed."""
-    run(home, CONFIG, home / "undisturbed", **PRETRAIN)
-    return digest(home / "undisturbed")
+from tests.launching import CONFIG, PRETRAIN, digest, finish, run, start
 
 
 def wait_for(path, process):
@@ -39,7 +30,7 @@ def logged_steps(workdir):
     return [point["step"] for point in read_metrics(workdir / "metrics.jsonl") if "loss" in point]
 
 
-def test_a_killed_run_started_again_ends_with_the_same_bits(home, undisturbed):
+def test_a_killed_run_started_again_ends_with_the_same_bits(home, pretrained):
     workdir = home / "killed"
     process = start(home, CONFIG, workdir, **PRETRAIN)
     wait_for(workdir / "checkpoints" / "8", process)
@@ -47,11 +38,11 @@ def test_a_killed_run_started_again_ends_with_the_same_bits(home, undisturbed):
     process.communicate()
     assert not (workdir / "checkpoints" / "40").exists()
     run(home, CONFIG, workdir, **PRETRAIN)
-    assert digest(workdir) == undisturbed
+    assert digest(workdir) == digest(pretrained)
     assert logged_steps(workdir) == list(range(4, 41, 4))
 
 
-def test_a_run_that_is_told_to_stop_saves_and_goes_on(home, undisturbed):
+def test_a_run_that_is_told_to_stop_saves_and_goes_on(home, pretrained):
     workdir = home / "stopped"
     process = start(home, CONFIG, workdir, **PRETRAIN)
     wait_for(workdir / "checkpoints" / "8", process)
@@ -62,12 +53,12 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(home, undisturbed):
     assert f"stopped after update {at}, which is saved: run the same command to resume" in said
     assert not (workdir / "result.json").exists()
     run(home, CONFIG, workdir, **PRETRAIN)
-    assert digest(workdir) == undisturbed
+    assert digest(workdir) == digest(pretrained)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(20))
-def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(home, undisturbed, seed):
+def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(home, pretrained, seed):
     """Twice: at any moment of the first 20 seconds, of which compiling takes some."""
     rng, workdir = random.Random(seed), home / f"killed_{seed}"
     for _ in range(2):
@@ -76,7 +67,7 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(home, undisturb
         process.kill()
         process.communicate()
     run(home, CONFIG, workdir, **PRETRAIN)
-    assert digest(workdir) == undisturbed
+    assert digest(workdir) == digest(pretrained)
 
 
 def test_two_processes_are_one_run_and_one_goes_on_where_they_were(home):

@@ -122,6 +122,7 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         dtype=config.dtype,
         compute=config.compute,
         backward=config.backward,
+        fused_attention=config.fused_attention,
         scan_layers=config.scan_layers,
         remat=config.remat,
     )

@@ -3,8 +3,8 @@
 Every instruction of an optimised and scheduled HLO module carries the compiler's
 `estimated_cycles`. The cost of a program is their sum, the body of a while loop counted as often as
 it runs. What has no estimate (custom calls such as Pallas kernels, collectives) is charged
-the time of reading its operands and writing its results, a lower bound (the text does not say what
-a custom call computes), and kept apart.
+the time of reading its operands and writing its results, or of the operations that a kernel says it
+does at the chip's peak, if that is longer: a lower bound, and kept apart.
 
 Asynchronous copies between memories (`copy-start`, `slice-start`, ...) have no estimate either;
 they run beside the computation, and are counted in bytes, not in cycles.
@@ -38,7 +38,8 @@ class Instruction:
     """A line of a computation.
 
     shape: as HLO writes it. operands: names. called: computations by the attribute that names them.
-    cycles: the compiler's estimate, or None. target: of a custom call.
+    cycles: the compiler's estimate, or None. target: of a custom call. flops: what a kernel says of
+    itself, else 0.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Instruction:
     frame: int | None
     cycles: int | None
     target: str
+    flops: int
     constant: str
 
 
@@ -163,6 +165,7 @@ def _instruction(line: str) -> Instruction:
     configuration = attributes.find("backend_config=")
     plain = attributes if configuration < 0 else attributes[:configuration]
     cycles = re.search(r'"estimated_cycles":"(\d+)"', attributes)
+    flops = re.search(r'"cost_estimate":\{"flops":"(\d+)"', attributes)
     frame = re.search(r"\bstack_frame_id=(\d+)", plain)
     return Instruction(
         name=name.removeprefix("%"),
@@ -177,6 +180,7 @@ def _instruction(line: str) -> Instruction:
         frame=int(frame[1]) if frame else None,
         cycles=int(cycles[1]) if cycles else None,
         target=_quoted("custom_call_target", plain),
+        flops=int(flops[1]) if flops else 0,
         constant=arguments if opcode == "constant" else "",
     )
 
@@ -249,7 +253,8 @@ def _charges(module: Module, computation: str, count: int, chip: Chip) -> Iterat
         elif not (opcode == "custom-call" and instruction.target in _FREE_TARGETS):
             size = shape_bytes(instruction.shape)
             size += sum(shape_bytes(shapes[name]) for name in instruction.operands)
-            cycles = count * math.ceil(size / chip.bandwidth * chip.clock)
+            seconds = max(size / chip.bandwidth, instruction.flops / chip.peak_flops)
+            cycles = count * math.ceil(seconds * chip.clock)
             yield Charge(instruction, _kind(module, instruction), count, cycles, estimated=False)
 
 
@@ -266,7 +271,7 @@ def _kind(module: Module, instruction: Instruction) -> str:
     if OPTIMIZER_SCOPE in instruction.op_name.split("/"):
         return "optimizer"
     opcodes = _opcodes(module, instruction)
-    if opcodes & _MATMULS:
+    if opcodes & _MATMULS or instruction.flops:
         return "matmul"
     return "data movement" if opcodes <= _MOVES | _FREE else "elementwise"
 

@@ -75,8 +75,9 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
     """Compiles one recipe's update and reads its cost.
 
     Returns: `cycles` (estimated and charged), `charged_cycles` (of those, what the compiler gave no
-      estimate for), `cycles_by_kind`, `temp_bytes`, `argument_bytes`, `copied_bytes` (between
-      memories, beside the computation), `peak_fraction` and the list `costliest`.
+      estimate for), `cycles_by_kind`, `fused_attention` (whether it has it), `temp_bytes`,
+      `argument_bytes`, `copied_bytes` (between memories, beside the computation), `peak_fraction`
+      and the list `costliest`.
     """
     chip, devices = tpu(topology)
     config = workload.config(recipe, compute)
@@ -100,6 +101,7 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
         "recipe": recipe,
         "compute": compute,
         "topology": topology,
+        "fused_attention": config.fused_attention,
         "cycles": cycles,
         "charged_cycles": sum(c.cycles for c in charges if not c.estimated),
         "cycles_by_kind": hlo_cost.by_kind(charges),
@@ -183,6 +185,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--compute", default="auto", choices=COMPUTE_MODES, help="arithmetic of the products"
     )
     parser.add_argument(
+        "--fused_attention", action="store_true", help="for the recipes that have it"
+    )
+    parser.add_argument(
         "--unroll", action="store_true", help="do not scan the layers: compiles for many minutes"
     )
     parser.add_argument(
@@ -208,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parsed.dtype,
         remat=parsed.remat,
         scan_layers=not parsed.unroll,
+        fused_attention=parsed.fused_attention,
     )
     rows = []
     try:
@@ -222,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"\none chip of {parsed.topology}, jax {jax.__version__}, libtpu "
         f"{importlib.metadata.version('libtpu')}; {parsed.size}, {parsed.batch} x {parsed.length}, "
         f"{parsed.dtype}, remat {parsed.remat}{', layers unrolled' if parsed.unroll else ''}"
+        f"{', attention fused where it can be' if parsed.fused_attention else ''}"
     )
     print(report(rows))
 

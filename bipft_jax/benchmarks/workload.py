@@ -44,6 +44,7 @@ class Workload:
     backward: str = "auto"
     remat: str = "none"
     scan_layers: bool = True
+    fused_attention: bool = False  # of the recipes that have it
     dropout: float = 0.1
     vocab_size: int = BERT_VOCABULARY
 
@@ -52,14 +53,16 @@ class Workload:
 
         Raises: ValueError for an unknown recipe, size or compute mode.
         """
+        row = recipe_named(recipe)
         return bert_config(
-            recipe_named(recipe),
+            row,
             self.size,
             self.vocab_size,
             dropout=self.dropout,
             dtype=self.dtype,
             compute=compute,
             backward=self.backward,
+            fused_attention=self.fused_attention and row.fusible_attention,
             remat=self.remat,
             scan_layers=self.scan_layers,
         )

@@ -16,14 +16,25 @@ ACTIVATION_INPUT = "activation_input"
 def gelu(x: jax.Array) -> jax.Array:
     """x * Phi(x), Phi the normal distribution function (erf form; Hendrycks & Gimpel 2016,
     arXiv:1606.08415). Keeps x alone for the backward pass, where autodiff keeps four arrays."""
-    return jax.nn.gelu(x, approximate=False)
+    wide = _wide(x)
+    return (wide * _normal_distribution(wide)).astype(x.dtype)
 
 
 def _gelu_backward(x, cotangent):
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)
-    slope = jax.scipy.stats.norm.cdf(wide) + wide * density
+    wide = _wide(x)
+    density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    slope = _normal_distribution(wide) + wide * density
     return ((cotangent * slope).astype(x.dtype),)
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _normal_distribution(x):
+    """By erf, as the references have it. `jax.nn.gelu` has erfc, whose relative error is small even
+    where the result is next to nothing, and which costs a TPU more than the product before it."""
+    return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
 
 
 def _gelu_forward(x):

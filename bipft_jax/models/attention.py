@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from bipft_jax.models.dropout import Dropout
+from bipft_jax.models.fused_attention import DropoutWords, Residuals, Scales, fused_attention
 from bipft_jax.models.layers import BinaryDense, dense_initializer, learned_scale, low_rank
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.quantization.binary_dot import binary_dot_general
@@ -69,19 +70,9 @@ class SelfAttention(nn.Module):
 
         q_BxSxH, k_BxTxH, v_BxTxH = map(projection, ("query", "key", "value"))
         quantizer = recipe.query_key_value
-        scores_BxhxSxT = binary_dot_general(
-            q_BxSxH,
-            k_BxTxH,
-            (((3,), (3,)), ((0, 1), (0, 1))),
-            lhs_quantizer=quantizer,
-            rhs_quantizer=quantizer,
-            lhs_scale=learned_scale(self, "query_scale", quantizer, q_BxSxH),
-            rhs_scale=learned_scale(self, "key_scale", quantizer, k_BxTxH),
-            lhs_heads=config.heads,
-            rhs_heads=config.heads,
-            compute=config.compute,
-            backward=config.backward,
-        )
+        query_scale = learned_scale(self, "query_scale", quantizer, q_BxSxH)
+        key_scale = learned_scale(self, "key_scale", quantizer, k_BxTxH)
+        value_scale = learned_scale(self, "value_scale", quantizer, v_BxTxH)
 
         def estimator(name: str, rank: int) -> jax.Array:
             dense = nn.Dense(
@@ -92,13 +83,54 @@ class SelfAttention(nn.Module):
             )
             return dense(x_BxSxH)
 
+        residual_BxSxT = dv_BxTx1 = None
         if recipe.estimator_rank:
             rank = recipe.estimator_rank
             dq, dk = estimator("query_residual", rank), estimator("key_residual", rank)
             q, k = estimator("query", rank), estimator("key", rank)
             residual_BxSxT = (q + dq) @ dk.swapaxes(1, 2) + dq @ k.swapaxes(1, 2)
-            scores_BxhxSxT = scores_BxhxSxT + residual_BxSxT[:, None]
+            dv_BxTx1 = estimator("value_residual", 1)
 
+        dropout = Dropout(config.dropout)
+        reported = ("calibration", STATISTICS, ATTENTION_MAPS)
+        if config.fused_attention and not any(map(self.is_mutable_collection, reported)):
+            residuals = None
+            if residual_BxSxT is not None:
+                residuals = Residuals(residual_BxSxT, dv_BxTx1[..., 0])
+            words = dropout.words((batch, config.heads, length, length), deterministic)
+            return fused_attention(
+                q_BxSxH,
+                k_BxTxH,
+                v_BxTxH,
+                mask_BxT,
+                Scales(
+                    query_scale,
+                    key_scale,
+                    value_scale,
+                    learned_scale(self, "probs_scale", recipe.attention_probs),
+                ),
+                residuals,
+                words and DropoutWords(*words),
+                heads=config.heads,
+                dropout=config.dropout,
+                backward=config.backward,
+            )
+
+        scores_BxhxSxT = binary_dot_general(
+            q_BxSxH,
+            k_BxTxH,
+            (((3,), (3,)), ((0, 1), (0, 1))),
+            lhs_quantizer=quantizer,
+            rhs_quantizer=quantizer,
+            lhs_scale=query_scale,
+            rhs_scale=key_scale,
+            lhs_heads=config.heads,
+            rhs_heads=config.heads,
+            compute=config.compute,
+            backward=config.backward,
+        )
+        if residual_BxSxT is not None:
+            scores_BxhxSxT = scores_BxhxSxT + residual_BxSxT[:, None]
         scores_BxhxSxT = scores_BxhxSxT / jnp.asarray(head_width**0.5, dtype)
         self.sow(ATTENTION_MAPS, "scores", scores_BxhxSxT)
         masked = jnp.asarray(jnp.finfo(dtype).min, dtype)
@@ -106,7 +138,7 @@ class SelfAttention(nn.Module):
         probs_BxhxSxT = scores_BxhxSxT + bias_BxT[:, None, None, :]
         if recipe.softmax:
             probs_BxhxSxT = nn.softmax(probs_BxhxSxT)
-        probs_BxhxSxT = Dropout(config.dropout)(probs_BxhxSxT, deterministic)
+        probs_BxhxSxT = dropout(probs_BxhxSxT, deterministic)
 
         prob_scale = learned_scale(self, "probs_scale", recipe.attention_probs, probs_BxhxSxT)
         if recipe.attention_probs is not None and self.is_mutable_collection(STATISTICS):
@@ -126,13 +158,12 @@ class SelfAttention(nn.Module):
             lhs_quantizer=recipe.attention_probs,
             rhs_quantizer=quantizer,
             lhs_scale=prob_scale,
-            rhs_scale=learned_scale(self, "value_scale", quantizer, v_BxTxH),
+            rhs_scale=value_scale,
             rhs_heads=config.heads,
             compute=config.compute,
             backward=config.backward,
         )
-        if recipe.estimator_rank:
-            dv_BxTx1 = estimator("value_residual", 1)
+        if dv_BxTx1 is not None:
             quantised = quantize(probs_BxhxSxT, prob_scale, recipe.attention_probs)
             context_BxhxSxd = context_BxhxSxd + jnp.einsum("bhst,btu->bhsu", quantised, dv_BxTx1)
         return context_BxhxSxd.transpose(0, 2, 1, 3).reshape(batch, length, config.hidden)

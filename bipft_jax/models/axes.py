@@ -5,6 +5,8 @@ Models name axes and know nothing of meshes. Outside of a mesh and its rules, na
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import jax
 from flax import linen as nn
 
@@ -37,6 +39,23 @@ def constrained(x: jax.Array, *axes: str | None) -> jax.Array:
     return nn.with_logical_constraint(x, axes)
 
 
+def on_each_device(
+    function: Callable[..., tuple[jax.Array, ...]],
+    in_axes: Sequence[Sequence[str | None]],
+    out_axes: Sequence[Sequence[str | None]],
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """The function of global arrays that works on each device's part of them by itself; the axes
+    are those of each operand and each result. Outside of a mesh the function as it is."""
+    if not _on_mesh():
+        return function
+    return jax.shard_map(
+        function,
+        in_specs=tuple(map(nn.logical_to_mesh_axes, in_axes)),
+        out_specs=tuple(map(nn.logical_to_mesh_axes, out_axes)),
+        check_vma=False,  # kernels do not say over which axes their results vary
+    )
+
+
 def kernel_axes(name: str | None) -> tuple[str | None, str | None]:
     """The axes of a module's kernel; no name: of a layer used by itself."""
     return KERNELS.get(name, (None, None))
@@ -45,10 +64,14 @@ def kernel_axes(name: str | None) -> tuple[str | None, str | None]:
 def kernel_placement(name: str | None) -> Placement | None:
     """Where a kernel is stored, and where it is multiplied: gathered along `HIDDEN`. None outside
     of a mesh."""
-    if not nn.get_logical_axis_rules() or jax.sharding.get_abstract_mesh().empty:
+    if not _on_mesh():
         return None
     axes = kernel_axes(name)
     return Placement(
         stored=nn.logical_to_mesh_axes(axes),
         used=nn.logical_to_mesh_axes([None if axis == HIDDEN else axis for axis in axes]),
     )
+
+
+def _on_mesh() -> bool:
+    return bool(nn.get_logical_axis_rules()) and not jax.sharding.get_abstract_mesh().empty

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from bipft_jax.errors import unknown_name
 from bipft_jax.models.activations import ACTIVATIONS
 from bipft_jax.models.attention import ATTENTION_MAPS, STATISTICS, SelfAttention
 from bipft_jax.models.axes import BATCH, constrained
@@ -23,7 +22,7 @@ from bipft_jax.models.layers import (
     low_rank,
 )
 from bipft_jax.models.recipes import BertConfig
-from bipft_jax.models.remat import REMAT_POLICIES
+from bipft_jax.models.remat import saved
 
 # Collections that a layer writes for whoever makes them mutable.
 _REPORTED = ("calibration", "intermediates", STATISTICS, ATTENTION_MAPS)
@@ -100,13 +99,12 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool):
         """x: [B, S, H] -> (after the last layer [B, S, H], after each layer [layers, B, S, H])."""
         config = self.config
-        if config.remat not in REMAT_POLICIES:
-            raise unknown_name("remat policy", config.remat, REMAT_POLICIES)
+        policy = saved(config.remat, config.recipe)
         layer = EncoderLayer
-        if config.remat != "none":
+        if policy is not None:
             layer = nn.remat(
                 layer,
-                policy=REMAT_POLICIES[config.remat],
+                policy=policy,
                 static_argnums=(3,),  # deterministic; 0 is the module itself
                 prevent_cse=not config.scan_layers,
             )

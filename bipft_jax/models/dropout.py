@@ -31,6 +31,13 @@ class Dropout(nn.Module):
             return x
         return dropout(x, self.make_rng("dropout"), self.rate)
 
+    def words(self, shape: tuple[int, ...], deterministic: bool):
+        """`mask_words` of what a call would keep of an array of that shape, for who applies the
+        mask himself; None if a call would change nothing."""
+        if deterministic or not self.rate:
+            return None
+        return mask_words(self.make_rng("dropout"), shape)
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def dropout(x: jax.Array, key: jax.Array, rate: float) -> jax.Array:
@@ -47,10 +54,20 @@ dropout.defvjp(
 
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     """bool, True with probability 1 - rate (to 2^-32)."""
+    rows, columns = mask_words(key, shape)
+    return kept(rows[..., None] + columns, rate)
+
+
+def mask_words(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Of an array of that shape: a uint32 for each row, [*shape[:-1]], and each column."""
     of_rows, of_columns = jax.random.split(key)
     rows = jax.random.bits(of_rows, shape[:-1], jnp.uint32)
-    columns = jax.random.bits(of_columns, shape[-1:], jnp.uint32)
-    return _mixed(rows[..., None] + columns) >= jnp.uint32(round(rate * 2**32))
+    return rows, jax.random.bits(of_columns, shape[-1:], jnp.uint32)
+
+
+def kept(word: jax.Array, rate: float) -> jax.Array:
+    """Whether an element is kept, from the sum of its row's and its column's word."""
+    return _mixed(word) >= jnp.uint32(round(rate * 2**32))
 
 
 def _mixed(word: jax.Array) -> jax.Array:

@@ -55,6 +55,12 @@ class Recipe:
     estimator_rank: int = 0
     lora_rank: int = 0
 
+    @property
+    def fusible_attention(self) -> bool:
+        """Whether `fused_attention.py` has its attention: softmax, all operands 1-bit elastic."""
+        operands = self.query_key_value, self.attention_probs
+        return self.softmax and operands == (ElasticSigned(), ElasticUnsigned())
+
 
 _BIPFT_A = Recipe(
     "bipft_a",  # the binary baseline (SPEC 2)
@@ -139,6 +145,7 @@ class BertConfig:
     dtype: type of activations, "float32" or "bfloat16"; parameters are float32 (latent weights).
     compute, backward: arithmetic of products of codes and of their gradients
       (`quantization/arithmetic.py`).
+    fused_attention: attention as one kernel each way (`fused_attention.py`), for TPUs.
     remat: name in `models.remat.REMAT_POLICIES`: what a layer keeps for the backward pass.
     scan_layers: one scanned layer with stacked parameters (compiles in the time of one layer), or
       the same stacked parameters unrolled into a Python loop.
@@ -158,12 +165,19 @@ class BertConfig:
     dtype: str = "float32"
     compute: str = "auto"
     backward: str = "float32"
+    fused_attention: bool = False
     remat: str = "none"
     scan_layers: bool = True
 
     def __post_init__(self):
         if self.hidden % self.heads:
             raise ValueError(f"hidden size {self.hidden} is not a multiple of {self.heads} heads")
+        if self.fused_attention and not self.recipe.fusible_attention:
+            able = ", ".join(name for name, recipe in RECIPES.items() if recipe.fusible_attention)
+            raise ValueError(
+                f"recipe {self.recipe.name!r} has no fused attention (fused_attention=True): it is "
+                f"for softmax of 1-bit operands ({able})"
+            )
 
 
 def recipe_named(

@@ -6,21 +6,40 @@ from typing import Any
 
 import jax
 
+from bipft_jax.errors import unknown_name
 from bipft_jax.models.activations import ACTIVATION_INPUT
 from bipft_jax.models.attention import PROJECTION
 from bipft_jax.models.layers import LINEAR_INPUT
 from bipft_jax.models.normalization import NORM_INPUT, NORM_STATISTICS
+from bipft_jax.models.recipes import Recipe
 from bipft_jax.quantization.binary_dot import CODES
 
-# "none": everything that the rules of differentiation ask for. "lean": one byte an element of what
-# was binarised, the inputs of linears that were not, and of LayerNorm and the activation function;
-# attention's scores and probabilities, dropout and everything elementwise are made again. "dots":
-# results of matrix products without batch dimensions. "full": only the layer's input.
-REMAT_POLICIES: dict[str, Any] = {
-    "none": None,
-    "lean": jax.checkpoint_policies.save_only_these_names(
-        CODES, LINEAR_INPUT, PROJECTION, NORM_INPUT, NORM_STATISTICS, ACTIVATION_INPUT
-    ),
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+REMAT_POLICIES = ("none", "lean", "dots", "full")
+
+
+def saved(policy: str, recipe: Recipe) -> Any:
+    """A policy for `jax.checkpoint`; None for one that keeps everything.
+
+    policy:
+      none: everything that the rules of differentiation ask for.
+      lean: one byte an element of what was binarised, the inputs of linears that were not, and of
+        LayerNorm; attention's scores and probabilities, dropout and everything elementwise are made
+        again. So is the input of the activation function where a product of codes makes it: on a
+        TPU that takes no longer than writing and reading it.
+      dots: results of matrix products without batch dimensions.
+      full: only the layer's input.
+
+    Raises: ValueError for an unknown policy.
+    """
+    if policy not in REMAT_POLICIES:
+        raise unknown_name("remat policy", policy, REMAT_POLICIES)
+    if policy == "lean":
+        names = [CODES, LINEAR_INPUT, PROJECTION, NORM_INPUT, NORM_STATISTICS]
+        if recipe.linear_input is None:
+            names.append(ACTIVATION_INPUT)
+        return jax.checkpoint_policies.save_only_these_names(*names)
+    return {
+        "none": None,
+        "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }[policy]

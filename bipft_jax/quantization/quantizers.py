@@ -143,7 +143,7 @@ class ElasticSigned:
 
     def encode(self, x: jax.Array, scale: jax.Array) -> Encoded:
         """codes sgn(x), or clip(rnd(x/scale)) for more than one bit."""
-        scale = _clamped(scale, x)
+        scale = clamped(scale, x)
         if self.bits == 1:
             return Encoded(jnp.sign(x).astype(jnp.int8), scale)
         levels = jnp.round(x.astype(scale.dtype) / scale)
@@ -161,19 +161,19 @@ class ElasticSigned:
         """The codes again, from `residual`."""
         if self.bits > 1:
             return self.encode(residual, scale)
-        return Encoded(jnp.sign(residual), _clamped(scale, scale))
+        return Encoded(jnp.sign(residual), clamped(scale, scale))
 
     def pullback(self, residual: Any, scale: jax.Array, cotangent: jax.Array, inner):
         """dL/dx = g inside the window, else 0. dL/dscale = sum(g c) / sqrt(N Qp) with
         c = sgn(x) for one bit; Qn, Qp or rnd(x/scale) - x/scale (below, above, inside) for more."""
         if self.bits == 1:
             masked = _masked(jnp.abs(residual) <= 1, cotangent)
-            return masked, _scale_gradient(inner, cotangent.size, self.highest, scale)
+            return masked, scale_gradient(inner, cotangent.size, self.highest, scale)
         wide = cotangent.astype(_scale_type(cotangent))
-        ratio = residual.astype(wide.dtype) / _clamped(scale, residual)
+        ratio = residual.astype(wide.dtype) / clamped(scale, residual)
         inside, slope = _window_and_slope(ratio, self.lowest, self.highest)
         along = total(wide, slope)
-        return _masked(inside, cotangent), _scale_gradient(
+        return _masked(inside, cotangent), scale_gradient(
             along, cotangent.size, self.highest, scale
         )
 
@@ -203,7 +203,7 @@ class ElasticUnsigned:
     def encode(self, x: jax.Array, scale: jax.Array) -> Encoded:
         """codes 1[x > scale/2] for one bit (rnd(0.5) = 0), else clip(rnd((x - min)/scale), 0, Qp).
         Eight-bit codes 0..255 are stored minus 128, which the offset gives back."""
-        scale = _clamped(scale, x)
+        scale = clamped(scale, x)
         wide = x.astype(scale.dtype)
         if self.bits == 1:
             return Encoded((wide > 0.5 * scale).astype(jnp.int8), scale)
@@ -227,10 +227,10 @@ class ElasticUnsigned:
         shifted = residual.astype(wide.dtype)
         if self.bits > 1:
             shifted = shifted - jnp.min(shifted)
-        ratio = shifted / _clamped(scale, residual)
+        ratio = shifted / clamped(scale, residual)
         inside, slope = _window_and_slope(ratio, 0, self.highest)
         along = total(wide, slope)
-        return _masked(inside, cotangent), _scale_gradient(
+        return _masked(inside, cotangent), scale_gradient(
             along, cotangent.size, self.highest, scale
         )
 
@@ -386,7 +386,8 @@ def _check_bits(quantizer: ElasticSigned | ElasticUnsigned) -> None:
         )
 
 
-def _clamped(scale: jax.Array, x: jax.Array) -> jax.Array:
+def clamped(scale: jax.Array, x: jax.Array) -> jax.Array:
+    """A learned scale as it acts on x: not below `SMALLEST_SCALE`, float32 or wider."""
     scale = scale.astype(_scale_type(x))
     # A NaN scale (not yet initialised, or diverged) stays NaN and so is noticed.
     return jnp.where(scale <= SMALLEST_SCALE, jnp.asarray(SMALLEST_SCALE, scale.dtype), scale)
@@ -411,7 +412,8 @@ def _masked(inside: jax.Array, cotangent: jax.Array) -> jax.Array:
     return jnp.where(inside, cotangent, jnp.zeros_like(cotangent))
 
 
-def _scale_gradient(along, size: int, highest: int, scale: jax.Array) -> jax.Array:
+def scale_gradient(along, size: int, highest: int, scale: jax.Array) -> jax.Array:
+    """along / sqrt(N Qp): along is the gradient's sum over all elements, size is N."""
     return (along / math.sqrt(size * highest)).astype(scale.dtype)
 
 

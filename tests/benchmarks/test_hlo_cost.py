@@ -60,6 +60,7 @@ ENTRY %main (p: bf16[8,8]) -> bf16[8,8] {
   %z = bf16[8,8]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
   %moved = bf16[8,8]{0,1:T(8,128)(2,1)} copy(%z), backend_config={"estimated_cycles":"30"}
   %kernel = (bf16[8,8]{1,0:T(8,128)(2,1)}, s8[8,8]{1,0}) custom-call(%moved), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{}}
+  %product = bf16[8,8]{1,0:T(8,128)(2,1)} custom-call(%moved), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"flops":"700000","transcendentals":"0"}}}
   %k = bf16[8,8]{1,0:T(8,128)(2,1)} get-tuple-element(%kernel), index=0
   %beside = (bf16[8,8]{1,0}, bf16[8,8]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%k)
   %there = bf16[8,8]{1,0:S(1)} copy-done(%beside)
@@ -77,13 +78,15 @@ def test_a_loop_counts_as_often_as_it_runs_and_every_instruction_has_its_kind():
         "moved": 30,
         # in 128 bytes, out 128 + 64, at a byte a cycle
         "kernel": 320,
+        # 700,000 operations, a thousand a cycle
+        "product": 700,
         "beside": 0,
         "new": 50,
     }
     assert not by_name["kernel"].estimated
     assert by_name["beside"].moved_bytes == 2 * 128 + 4
     assert hlo_cost.by_kind(charges) == {
-        "matmul": 1200,
+        "matmul": 1200 + 700,
         "elementwise": 24 + 320,
         "data movement": 30,
         "optimizer": 50,

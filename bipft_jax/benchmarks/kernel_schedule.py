@@ -1,0 +1,125 @@
+"""How long the TPU compiler's own schedule of the fused attention kernels is, without a TPU.
+
+    python -m bipft_jax.benchmarks.kernel_schedule --topology v5e:2x2 --size base --batch 64
+
+The compiler gives kernels no estimate, and `tpu_cost` charges them a lower bound: their bytes, or
+their products. But it writes down its schedule: the instruction words ("bundles") of one program,
+one a cycle if nothing has to be waited for. Times the programs of an update, that is an estimate of
+the kind that it gives for everything else.
+"""
+
+import argparse
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from bipft_jax.benchmarks.tpu_cost import CHIPS, tpu
+from bipft_jax.models.fused_attention import (
+    CHANNELS,
+    DropoutWords,
+    Residuals,
+    Scales,
+    fused_attention,
+)
+from bipft_jax.models.recipes import RECIPES, SIZES, Size
+
+
+def bundles(directory: Path) -> dict[str, int]:
+    """Bundles of each attention kernel by its name, from what the compiler has written there.
+
+    Raises: ValueError if there is nothing of them.
+    """
+    found = {}
+    for path in directory.glob("*schedule-analysis_final_bundles.txt"):
+        name = re.search(r"-(binary_attention\w*)\.\d+-\d+-", path.name)
+        if name:
+            found[name[1]] = int(
+                re.search(r"total scheduled bundles:\s*(\d+)", path.read_text())[1]
+            )
+    if not found:
+        raise ValueError("this libtpu does not write down its schedule of kernels")
+    return found
+
+
+def compile_kernels(size: Size, length: int, estimators: bool, device: jax.Device) -> None:
+    """Compiles attention and its gradient, in bfloat16 with dropout, for one sequence."""
+    sharding = SingleDeviceSharding(device)
+
+    def array(shape: tuple[int, ...], dtype=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    x = array((1, length, size.hidden))
+    residuals = Residuals(array((1, length, length)), array((1, length))) if estimators else None
+    words = (array((1, size.heads, length), jnp.uint32), array((length,), jnp.uint32))
+
+    def both(query, key, value, mask, scales, residuals, words, cotangent):
+        def context(query, key, value, scales, residuals):
+            return fused_attention(
+                query,
+                key,
+                value,
+                mask,
+                scales,
+                residuals,
+                DropoutWords(*words),
+                heads=size.heads,
+                dropout=0.1,
+                backward="auto",
+            )
+
+        result, pullback = jax.vjp(context, query, key, value, scales, residuals)
+        return result, pullback(cotangent)
+
+    scales = Scales(*[array((), jnp.float32)] * 4)
+    mask = array((1, length), jnp.int32)
+    jax.jit(both).lower(x, x, x, mask, scales, residuals, words, x).compile()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; exits with a message for wrong arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bipft_jax.benchmarks.kernel_schedule",
+        description="Compiles the fused attention kernels for one TPU chip, on any machine, and "
+        "prints how many cycles an update of their schedule takes.",
+    )
+    parser.add_argument(
+        "--topology", default="v5e:2x2", help=f"of {', '.join(CHIPS)} (default %(default)s)"
+    )
+    parser.add_argument("--size", default="base", help="of: %(choices)s", choices=SIZES)
+    parser.add_argument("--batch", type=int, default=64, help="sequences (default %(default)s)")
+    parser.add_argument("--length", type=int, default=128, help="tokens (default %(default)s)")
+    given = parser.parse_args(arguments)
+    # Found by itself, libtpu would be taken for the machine's backend.
+    jax.config.update("jax_platforms", "cpu")
+    size = SIZES[given.size]
+    programs = given.batch * (size.hidden // CHANNELS) * size.layers
+    print(f"{'recipe':<10} {'kernel':<26} {'bundles':>8} {'programs':>9} {'million cycles':>15}")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        # Read when the library is loaded, once.
+        os.environ["LIBTPU_INIT_ARGS"] = (
+            f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={name} "
+            "--xla_jf_dump_llo_text=true"
+        )
+        try:
+            _, devices = tpu(given.topology)
+            for recipe in ("bipft_a", "bipft_b"):
+                for path in directory.iterdir():
+                    path.unlink()
+                estimators = RECIPES[recipe].estimator_rank > 0
+                compile_kernels(size, given.length, estimators, devices[0])
+                for kernel, count in sorted(bundles(directory).items()):
+                    cycles = count * programs / 1e6
+                    print(f"{recipe:<10} {kernel:<26} {count:>8} {programs:>9} {cycles:>15.2f}")
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

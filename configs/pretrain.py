@@ -34,8 +34,8 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     # (`bipft_jax/quantization/arithmetic.py`).
     config.compute = "auto"
     config.backward = "auto"
-    # For TPUs, recipes with 1-bit attention: scores and probabilities never leave the chip. Compiled
-    # for v5e and v6e and interpreted on CPU, never yet run on a TPU: hence off.
+    # For TPUs, recipes with 1-bit attention: scores and probabilities never leave the chip. It
+    # compiles for v5e and v6e and is right when interpreted, but has not run on a TPU: hence off.
     config.fused_attention = False
     # "lean", "dots" and "full" keep less and less for the backward pass, and compute it again
     # (`bipft_jax/models/remat.py`).

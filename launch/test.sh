@@ -3,7 +3,7 @@
 #
 #   bash launch/test.sh
 #   bash launch/test.sh tests/quantization -k window
-#   bash launch/test.sh --faults       # instead, what takes an hour: every mesh, kills at any moment
+#   bash launch/test.sh --faults       # instead, as long again: every mesh, kills at any moment
 #   bash launch/test.sh --peers        # instead, the comparisons with torch and transformers
 #
 # --peers installs both and a real encoder (all-MiniLM-L6-v2, 84 MB), and reads real text from the

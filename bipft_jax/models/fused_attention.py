@@ -23,14 +23,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from bipft_jax.models.axes import BATCH, HEADS, on_each_device
 from bipft_jax.models.dropout import kept
 from bipft_jax.quantization.arithmetic import backward_mode
-from bipft_jax.quantization.binary_dot import CODES
+from bipft_jax.quantization.binary_dot import kept_for_backward
 from bipft_jax.quantization.quantizers import (
     ElasticSigned,
     ElasticUnsigned,
@@ -121,10 +120,8 @@ def _attention(query, key, value, mask, scales, residuals, words, static):
 
 
 def _forward(query, key, value, mask, scales, residuals, words, static):
-    def marked(x, scale):
-        return checkpoint_name(SIGNED.residual(x, scale, SIGNED.encode(x, scale)), CODES)
-
-    codes = tuple(map(marked, (query, key, value), scales))
+    operands = zip((query, key, value), scales, strict=False)  # probs have no codes to keep
+    codes = tuple(kept_for_backward(x, scale, SIGNED) for x, scale in operands)
     operands = _operands(codes, mask, scales, residuals, words, static)
     (context,) = _on_each_device(_call_forward, operands, static, [_SLAB])
     return context, (codes, mask, scales, residuals, words)
@@ -189,7 +186,7 @@ def _operands(codes, mask, scales, residuals, words, static: Static) -> dict[str
         operands["value_residual"] = residuals.values.astype(jnp.float32)[:, None]
     if words is not None:
         batch, heads, length = words.of_queries.shape
-        together = CHANNELS * heads // query.shape[2] or 1  # heads of a program
+        together = max(1, CHANNELS * heads // query.shape[2])  # heads of a program
         operands["query_words"] = words.of_queries.reshape(batch, -1, together, length)
         operands["key_words"] = words.of_keys[:, None]
     return operands
@@ -214,13 +211,14 @@ def _on_each_device(call: Callable, operands: dict[str, jax.Array], static: Stat
 def _call_forward(operands, *, width: int, static: Static, interpret: bool):
     query = operands["query"]
     specs = _specs(operands, width)
+    shapes = (jax.ShapeDtypeStruct(query.shape, static.dtype),)
     return pl.pallas_call(
         functools.partial(_forward_kernel, tuple(operands), width, static),
-        out_shape=(jax.ShapeDtypeStruct(query.shape, static.dtype),),
+        out_shape=shapes,
         grid=(query.shape[0], query.shape[2] // CHANNELS),
         in_specs=[specs[name] for name in operands],
         out_specs=(specs["query"],),
-        **_options("binary_attention", operands, 2, static, interpret),
+        **_options("binary_attention", operands, shapes, 2, static, interpret),
     )(*operands.values())
 
 
@@ -245,15 +243,16 @@ def _call_backward(operands, *, width: int, static: Static, interpret: bool):
         grid=(batch, slabs),
         in_specs=[specs[name] for name in operands],
         out_specs=tuple(specs[name] for name in results),
-        **_options("binary_attention_gradient", operands, 5, static, interpret),
+        **_options("binary_attention_gradient", operands, shapes, 5, static, interpret),
     )(*operands.values())
 
 
-def _options(name: str, operands, products: int, static: Static, interpret: bool) -> dict[str, Any]:
-    """products: how many of S x T x width a head takes."""
+def _options(
+    name: str, operands, shapes, products: int, static: Static, interpret: bool
+) -> dict[str, Any]:
+    """shapes: of the results. products: how many of S x T x width a head takes."""
     batch, length, channels = operands["query"].shape
-    moved = sum(operand.size * operand.dtype.itemsize for operand in operands.values())
-    result = batch * length * channels * jnp.dtype(static.dtype).itemsize
+    moved = [*operands.values(), *shapes]
     return dict(
         name=name,
         interpret=interpret,
@@ -263,7 +262,7 @@ def _options(name: str, operands, products: int, static: Static, interpret: bool
         cost_estimate=pl.CostEstimate(
             flops=2 * products * batch * length * length * channels,
             transcendentals=batch * static.heads * length * length,
-            bytes_accessed=moved + (1 if products == 2 else 3) * result,
+            bytes_accessed=sum(array.size * array.dtype.itemsize for array in moved),
         ),
     )
 

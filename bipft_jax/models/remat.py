@@ -35,7 +35,7 @@ def saved(policy: str, recipe: Recipe) -> Any:
         raise unknown_name("remat policy", policy, REMAT_POLICIES)
     if policy == "lean":
         names = [CODES, LINEAR_INPUT, PROJECTION, NORM_INPUT, NORM_STATISTICS]
-        if recipe.linear_input is None:
+        if recipe.linear_input is None or recipe.weight is None:
             names.append(ACTIVATION_INPUT)
         return jax.checkpoint_policies.save_only_these_names(*names)
     return {

@@ -131,8 +131,8 @@ def _binary_dot(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
 
 
 def _forward(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
-    kept_left = _kept(lhs, lhs_scale, static.lhs_quantizer)
-    kept_right = _kept(rhs, rhs_scale, static.rhs_quantizer)
+    kept_left = kept_for_backward(lhs, lhs_scale, static.lhs_quantizer)
+    kept_right = kept_for_backward(rhs, rhs_scale, static.rhs_quantizer)
     # Codes are made from what is kept: else compilers write both to memory.
     left = _restored(kept_left, lhs_scale, static.lhs_quantizer)
     right = _restored(kept_right, rhs_scale, static.rhs_quantizer)
@@ -179,8 +179,8 @@ def _backward(numbers, static, kept, cotangent):
 _binary_dot.defvjp(_forward, _backward)
 
 
-def _kept(x, scale, quantizer):
-    """What an operand leaves for the backward pass."""
+def kept_for_backward(x, scale, quantizer):
+    """What an operand leaves for the backward pass; its codes have the name `CODES`."""
     if quantizer is None:
         return x
     residual = quantizer.residual(x, scale, quantizer.encode(x, scale))

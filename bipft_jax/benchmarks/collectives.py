@@ -152,8 +152,6 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exits with a message for wrong arguments."""
     given = _parse_arguments(arguments)
-    # Found by itself, libtpu would be taken for the machine's backend.
-    jax.config.update("jax_platforms", "cpu")
     workload = Workload(given.size, given.batch, given.length, given.dtype, remat=given.remat)
     where, rows = (given.topology, given.fsdp, given.tensor), []
     try:

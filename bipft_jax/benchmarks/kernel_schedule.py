@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from bipft_jax.benchmarks.tpu_cost import CHIPS, tpu
+from bipft_jax.benchmarks.tpu_cost import add_topology_argument, tpu
 from bipft_jax.models.fused_attention import (
     CHANNELS,
     DropoutWords,
@@ -88,15 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Compiles the fused attention kernels for one TPU chip, on any machine, and "
         "prints how many cycles an update of their schedule takes.",
     )
-    parser.add_argument(
-        "--topology", default="v5e:2x2", help=f"of {', '.join(CHIPS)} (default %(default)s)"
-    )
+    add_topology_argument(parser)
     parser.add_argument("--size", default="base", help="of: %(choices)s", choices=SIZES)
     parser.add_argument("--batch", type=int, default=64, help="sequences (default %(default)s)")
     parser.add_argument("--length", type=int, default=128, help="tokens (default %(default)s)")
     given = parser.parse_args(arguments)
-    # Found by itself, libtpu would be taken for the machine's backend.
-    jax.config.update("jax_platforms", "cpu")
     size = SIZES[given.size]
     programs = given.batch * (size.hidden // CHANNELS) * size.layers
     print(f"{'recipe':<10} {'kernel':<26} {'bundles':>8} {'programs':>9} {'million cycles':>15}")

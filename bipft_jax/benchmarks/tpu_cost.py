@@ -48,6 +48,7 @@ _NO_TPU_HERE = {
 
 def tpu(topology: str) -> tuple[hlo_cost.Chip, list[jax.Device]]:
     """The chip of a topology ("v5e:2x2"), and its devices to compile for; they cannot run anything.
+    Called before anything else of jax, which then runs on the CPU.
 
     Raises: ValueError for a topology that is not known, or without libtpu.
     """
@@ -61,6 +62,8 @@ def tpu(topology: str) -> tuple[hlo_cost.Chip, list[jax.Device]]:
             "the TPU compiler is missing: pip install 'bipft_jax[tpu-compiler]', in a checkout "
             "pip install -e '.[tpu-compiler]' (it needs no TPU)"
         )
+    # Found by itself, libtpu would be taken for the machine's backend.
+    jax.config.update("jax_platforms", "cpu")
     for name, value in _NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
     try:
@@ -170,6 +173,13 @@ def report(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def add_topology_argument(parser: argparse.ArgumentParser) -> None:
+    """The flag of the chip to compile for."""
+    parser.add_argument(
+        "--topology", default="v5e:2x2", help=f"of {', '.join(CHIPS)} (default %(default)s)"
+    )
+
+
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bipft_jax.benchmarks.tpu_cost",
@@ -177,9 +187,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "machine, and prints what its compiler expects them to cost.",
     )
 
-    parser.add_argument(
-        "--topology", default="v5e:2x2", help=f"of {', '.join(CHIPS)} (default %(default)s)"
-    )
+    add_topology_argument(parser)
     add_workload_arguments(parser, batch=64, dtype="bfloat16", remat="lean")
     parser.add_argument(
         "--compute", default="auto", choices=COMPUTE_MODES, help="arithmetic of the products"
@@ -204,8 +212,6 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exits with a message for wrong arguments."""
     parsed = _parse_arguments(arguments)
-    # Found by itself, libtpu would be taken for the machine's backend.
-    jax.config.update("jax_platforms", "cpu")
     workload = Workload(
         parsed.size,
         parsed.batch,

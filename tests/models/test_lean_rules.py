@@ -6,8 +6,8 @@ import numpy as np
 from flax import linen as nn
 
 from bipft_jax.models.activations import gelu
-from bipft_jax.models.bert import EncoderLayer
-from bipft_jax.models.layers import BinaryDense
+from bipft_jax.models.bert import Encoder, EncoderLayer
+from bipft_jax.models.layers import BinaryDense, added_to_rows
 from bipft_jax.models.normalization import normalize
 from bipft_jax.models.recipes import BertConfig, recipe_named
 
@@ -41,6 +41,30 @@ def test_bfloat16_inputs_are_kept_as_they_are():
         _, pullback = jax.vjp(f, x)
         large = [leaf for leaf in jax.tree.leaves(pullback) if getattr(leaf, "size", 0) == x.size]
         assert [leaf.dtype for leaf in large] == [jnp.bfloat16]
+
+
+def test_a_rows_gradient_is_summed_in_float32():
+    """257 is no bfloat16."""
+    x = jnp.ones((257, 3), jnp.bfloat16)
+    y, pullback = jax.vjp(added_to_rows, x, jnp.ones(3))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(pullback(y - 1)[1], [257, 257, 257])
+
+
+def test_lean_makes_the_activations_input_again_where_codes_make_it():
+    def kept(recipe, **switches):
+        config = BertConfig(
+            recipe_named(recipe, **switches), 11, 1, 32, 2, 64, remat="lean", scan_layers=False
+        )
+        encoder, x, mask = Encoder(config), jnp.ones((2, 8, 32)), jnp.ones((2, 8), jnp.int32)
+        params = encoder.init(jax.random.key(1), x, mask, True)["params"]
+        _, pullback = jax.vjp(lambda p: encoder.apply({"params": p}, x, mask, True)[0], params)
+        leaves = [leaf for leaf in jax.tree.leaves(pullback) if hasattr(leaf, "shape")]
+        return [leaf.dtype for leaf in leaves if leaf.shape[-3:] == (2, 8, 64)]
+
+    assert kept("bipft_a") == [jnp.int8]
+    assert kept("fp") == [jnp.float32, jnp.float32]
+    assert jnp.float32 in kept("bipft_a", full_precision_weights=True)
 
 
 def test_no_float_input_of_an_encoder_linear_is_kept():

@@ -155,10 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workload = Workload(given.size, given.batch, given.length, given.dtype, remat=given.remat)
     where, rows = (given.topology, given.fsdp, given.tensor), []
     try:
-        for recipe in given.recipes:
-            for compute in given.compute:
-                print(f"compiling {recipe}, {compute}, for {given.topology}", flush=True)
-                rows.append(row(workload, recipe, compute, *where))
+        for recipe, compute in workload.variants(given.recipes, given.compute):
+            print(f"compiling {recipe}, {compute}, for {given.topology}", flush=True)
+            rows.append(row(workload, recipe, compute, *where))
         if given.json is not None:
             given.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:

@@ -84,8 +84,6 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
     """
     chip, devices = tpu(topology)
     config = workload.config(recipe, compute)
-    # A recipe that quantises nothing has no codes to multiply.
-    compute = workload.dtype if config.recipe.linear_input is None else compute
     sharding = SingleDeviceSharding(devices[0])
 
     def on_device(tree):
@@ -223,9 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     rows = []
     try:
-        for recipe in parsed.recipes:
+        for recipe, compute in workload.variants(parsed.recipes, [parsed.compute]):
             print(f"compiling {recipe} for {parsed.topology}", flush=True)
-            rows.append(row(workload, recipe, parsed.compute, parsed.topology, parsed.costliest))
+            rows.append(row(workload, recipe, compute, parsed.topology, parsed.costliest))
         if parsed.json is not None:
             parsed.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:

@@ -62,9 +62,7 @@ def compile_variant(workload: Workload, recipe: str, compute: str) -> Variant:
         state, metrics = update(state, None, batch)
         return jax.block_until_ready((state, metrics))
 
-    # A recipe that quantises nothing has no codes to multiply.
-    codes = config.recipe.linear_input is not None
-    return Variant(recipe, compute if codes else workload.dtype, peak, run)
+    return Variant(recipe, compute, peak, run)
 
 
 def hugging_face_variant(workload: Workload) -> Variant:
@@ -222,12 +220,9 @@ def variants_of(parsed: argparse.Namespace) -> list[Variant]:
     """
     workload = Workload(parsed.size, parsed.batch, parsed.length, parsed.dtype, remat=parsed.remat)
     variants = [hugging_face_variant(workload)] if parsed.peer else []
-    for recipe in parsed.recipes:
-        for compute in parsed.compute:
-            print(f"compiling {recipe}, {compute}", flush=True)
-            variant = compile_variant(workload, recipe, compute)
-            if all((variant.recipe, variant.compute) != (v.recipe, v.compute) for v in variants):
-                variants.append(variant)
+    for recipe, compute in workload.variants(parsed.recipes, parsed.compute):
+        print(f"compiling {recipe}, {compute}", flush=True)
+        variants.append(compile_variant(workload, recipe, compute))
     return variants
 
 

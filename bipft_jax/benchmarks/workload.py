@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from bipft_jax.data.pretraining import max_predictions
 from bipft_jax.models.bert import BertForPreTraining
 from bipft_jax.models.recipes import RECIPES, SIZES, BertConfig, bert_config, recipe_named
 from bipft_jax.models.remat import REMAT_POLICIES
-from bipft_jax.quantization.arithmetic import COMPUTE_MODES
+from bipft_jax.quantization.arithmetic import COMPUTE_MODES, check_modes
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import (
     TrainState,
@@ -66,6 +66,24 @@ class Workload:
             remat=self.remat,
             scan_layers=self.scan_layers,
         )
+
+    def variants(
+        self, recipes: Sequence[str], compute_modes: Sequence[str]
+    ) -> list[tuple[str, str]]:
+        """Pairs of a recipe and the arithmetic of its products: each recipe in each mode, but one
+        that quantises nothing, and so has no codes to multiply, once, in `dtype`.
+
+        Raises: ValueError for an unknown recipe or compute mode.
+        """
+        for mode in compute_modes:
+            check_modes(mode, self.backward)
+        return [
+            (recipe, mode)
+            for recipe in recipes
+            for mode in (
+                [self.dtype] if recipe_named(recipe).linear_input is None else compute_modes
+            )
+        ]
 
     def update(self, config: BertConfig) -> Callable[..., Any]:
         """The function (state, teacher's parameters (None), batch) -> (state, metrics)."""

@@ -10,12 +10,13 @@ from bipft_jax.benchmarks import train_step
 def test_writes_a_row_for_every_variant(tmp_path, capsys):
     file = tmp_path / "rows.json"
     train_step.main(
-        "--size tiny --batch 2 --length 16 --recipes fp,bipft_a --compute simulated "
-        f"--repeats 1 --json {file}".split()
+        "--size tiny --batch 2 --length 16 --recipes fp,bipft_a "
+        f"--compute auto,simulated --repeats 1 --json {file}".split()
     )
     rows = json.loads(file.read_text())
     assert [(row["recipe"], row["compute"]) for row in rows] == [
         ("fp", "float32"),  # in which nothing is quantised
+        ("bipft_a", "auto"),
         ("bipft_a", "simulated"),
     ]
     assert rows[0]["ratio_to_fp"] == 1

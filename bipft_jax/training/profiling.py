@@ -15,12 +15,12 @@ from bipft_jax.training.processes import say
 class Profile:
     """Traces updates `first` + 1 to `last`; with first = last none.
 
-    Every process writes what its own devices and host did.
+    Every process writes what its own devices and host did; files have the host's name.
     """
 
     def __init__(self, first: int, last: int, directory: str):
         self._first, self._last, self._directory = first, last, directory
-        self._running = False
+        self._running, self._traced = False, first
 
     def after(self, step: int, result: Any) -> None:
         """To be called before the first update and after each; result: of that update, waited for
@@ -29,8 +29,10 @@ class Profile:
             jax.block_until_ready(result)
             jax.profiler.start_trace(self._directory)
             self._running = True
-        elif step >= self._last:
-            self.stop(result)
+        elif self._running:
+            self._traced = step
+            if step >= self._last:
+                self.stop(result)
 
     def stop(self, result: Any = None) -> None:
         """Ends the trace, if one is running, and writes it."""
@@ -38,7 +40,7 @@ class Profile:
             jax.block_until_ready(result)
             jax.profiler.stop_trace()
             self._running = False
-            say(f"wrote a trace of updates {self._first + 1} to {self._last}: {self._directory}")
+            say(f"wrote a trace of updates {self._first + 1} to {self._traced}: {self._directory}")
 
 
 def profile_range(steps: str) -> tuple[int, int]:

@@ -132,9 +132,10 @@ runtime_version() {  # ACCELERATOR: Google's table of TPU software versions for 
   esac
 }
 
-# A shell's condition on a worker: the run that was started last is going on.
+# A shell's condition on a worker: the run that was started last is going on. After a reboot its
+# number may be another process's.
 # shellcheck disable=SC2016
-running='[ -s ~/bipft_jax/pid ] && kill -0 "$(cat ~/bipft_jax/pid)" 2> /dev/null'
+running='[ -s ~/bipft_jax/pid ] && grep -qs launch/train.py "/proc/$(cat ~/bipft_jax/pid)/cmdline"'
 
 create() {
   [[ -n "$accelerator" ]] || fail "create needs --accelerator=TYPE, v5litepod-16 for example"
@@ -198,7 +199,10 @@ fi
 nohup ../venv/bin/python -u launch/train.py --distributed $(quoted "$@") \\
   >> ../log.txt 2>&1 < /dev/null &
 echo \$! > ../pid"
-  if $wait; then on_workers all "while $running; do sleep 5; done"; fi
+  if $wait && ! on_workers all "while $running; do sleep 5; done"; then
+    echo "error: the connection is lost; the run may go on: bash launch/tpu_vm.sh status" >&2
+    exit 255  # xargs then starts no further point of a sweep
+  fi
 }
 
 logs() { on_workers "$worker" "tail -n 100 -F ~/bipft_jax/log.txt"; }

@@ -50,7 +50,7 @@ from bipft_jax.training.warm_start import (
     require_initialised_scales,
     warm_started,
 )
-from bipft_jax.training.workdir import check_workdir, claim_workdir, write_json
+from bipft_jax.training.workdir import absolute, check_workdir, claim_workdir, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +113,20 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     Returns: what result.json holds.
 
     Raises: ValueError with what to change, for a task, file, checkpoint or config that does not
-      fit.
+      fit; FloatingPointError when losses or gradients are no longer finite; SystemExit (0) after
+      SIGTERM, when the state has been saved.
     """
+    workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())
     run = make_run(config)
     claim_workdir(workdir, config.to_dict())
     results = []
-    for seed in config.seeds:
-        results.append(finetune_seed(run, run.stage, Path(workdir), seed))
-        if len(results) < len(config.seeds):
-            scores = ", ".join(f"{k} {100 * v:.1f}" for k, v in results[-1]["best"].items())
-            say(f"{run.data.task.name}, seed {seed}: {scores}")
+    with interruption():
+        for seed in config.seeds:
+            results.append(finetune_seed(run, run.stage, Path(workdir), seed))
+            if len(results) < len(config.seeds):
+                scores = ", ".join(f"{k} {100 * v:.1f}" for k, v in results[-1]["best"].items())
+                say(f"{run.data.task.name}, seed {seed}: {scores}")
     summary = summarise(config, run.data.task, run.data.baseline, results)
     if is_first():
         write_json(Path(workdir) / RESULT_NAME, summary)
@@ -433,7 +436,8 @@ def _loop(
             if step == start + 1:
                 jax.block_until_ready(state.step)
                 meter.restart(step)
-            if step % config.log_every == 0 or step == total:
+            stopping = interrupted.requested() and step < total
+            if step % config.log_every == 0 or step == total or stopping:
                 read = jax.device_get(unread)
                 sums = {name: sum(np.float64(m[name]) for m in read) for name in metrics}
                 values = steps.mean_metrics(sums, len(read))
@@ -442,11 +446,13 @@ def _loop(
                 unread = []
                 _require_updates(int(state.skipped_in_row), step, config)
             if step in evaluated:
+                jax.block_until_ready(state.step)
+                meter.rates(step)  # up to here it was training
                 scores = evaluate(stage.predict, state.params, data, config.batch_size, run.mesh)
                 telemetry.log(step, scores, split="dev")
                 save(scores)
                 meter.restart(step)
-            if interrupted.stops_after(step) and step < total:
+            if stopping:
                 interrupted.stop(step, checkpointer, save)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from bipft_jax import finetune
 from bipft_jax.data import glue
 from bipft_jax.results import RESULT_NAME, statistics
-from bipft_jax.training.processes import is_first, say
-from bipft_jax.training.workdir import check_workdir, claim_workdir, write_json
+from bipft_jax.training.processes import interruption, is_first, say
+from bipft_jax.training.workdir import absolute, check_workdir, claim_workdir, write_json
 
 ALL = "all"  # the config's task
 
@@ -42,7 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
     Returns: what result.json holds.
 
-    Raises: ValueError as `finetune.train`, also if no task is there, or for a teacher, which is one
+    Raises: as `finetune.train`; ValueError also if no task is there, or for a teacher, which is one
       of a single task.
     """
     if config.task != ALL:
@@ -52,6 +52,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
             f"the teacher {config.teacher} is one of a single task: finetune on each task with its "
             "own (--config=configs/finetune.py:RECIPE,TASK), or leave teacher empty"
         )
+    workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())
     there = [name for name in glue.BENCHMARK if glue.is_there(glue.TASKS[name], config.glue_dir)]
     if not there:
@@ -66,10 +67,11 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
             glue.read_split(task, config.glue_dir, split)
     claim_workdir(workdir, config.to_dict())
     summaries = {}
-    for name, task_config in configs.items():
-        summaries[name] = finetune.train(task_config, str(Path(workdir) / name))
-        summary = summarise(config, summaries)
-        say(f"\n{table(summary)}\n")
+    with interruption():
+        for name, task_config in configs.items():
+            summaries[name] = finetune.train(task_config, str(Path(workdir) / name))
+            summary = summarise(config, summaries)
+            say(f"\n{table(summary)}\n")
     if is_first():
         write_json(Path(workdir) / RESULT_NAME, summary)
     return summary

@@ -85,12 +85,13 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
       that does not fit; FloatingPointError when losses or gradients are no longer finite.
       SystemExit (0) after SIGTERM, when the state has been saved.
     """
+    workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())
     run = make_run(config)
     checkpointer = Checkpointer(
         workdir, keep_every=config.keep_every, best_metric=BEST_METRIC, best_mode="min"
     )
-    with checkpointer, sharding.on(run.mesh):
+    with interruption(), checkpointer, sharding.on(run.mesh):
         state = restored_state(run, checkpointer) or first_state(run)
         teacher, teacher_params = load_teacher(run)
         claim_workdir(workdir, config.to_dict())
@@ -351,7 +352,9 @@ def _loop(
             (at, values), unread = jax.device_get(unread), None
             skipped_in_row = values.pop("skipped_in_row")
             telemetry.log(at, {**values, **meter.rates(at)})
-            if skipped_in_row >= config.max_skipped_updates:
+            limit = config.max_skipped_updates
+            # The state is an update further, which may have been a good one.
+            if skipped_in_row >= limit and int(state.skipped_in_row) >= limit:
                 gradients_of = steps.pretraining_gradients(run.model, **how)
                 raise FloatingPointError(_diverged(run, state, teacher_params, batch, gradients_of))
 
@@ -370,7 +373,8 @@ def _loop(
             if step == start + 1:
                 jax.block_until_ready(state.step)
                 meter.restart(step)
-            if step % config.log_every == 0 or step == last:
+            stopping = interrupted.requested() and step < last
+            if step % config.log_every == 0 or step == last or stopping:
                 new_codes = codes_of(state.params)
                 unread = (
                     step,
@@ -384,12 +388,14 @@ def _loop(
                 codes, totals, counted = new_codes, None, 0
             if step % config.evaluate_every == 0 or step == last:
                 read()
+                jax.block_until_ready(state.step)
+                meter.rates(step)  # up to here it was training
                 results = evaluate(evaluation_step, state.params, held_out)
                 _require_finite(results["loss"], step)
                 telemetry.log(step, {**results, **baseline}, split="validation")
                 save(results)
                 meter.restart(step)
-            if interrupted.stops_after(step) and step < last:
+            if stopping:
                 read()
                 interrupted.stop(step, checkpointer, save)
     checkpointer.wait()
@@ -397,6 +403,6 @@ def _loop(
         best = checkpointer.best_step()
         found = {"best_update": best, "best": checkpointer.metrics(best)}
         found |= {"last": checkpointer.metrics(last)}
-        write_json(absolute(workdir) / RESULT_NAME, of_pretraining(config, BEST_METRIC, found))
-    say(f"pretrained {step} updates: {os.path.abspath(workdir)}")
+        write_json(os.path.join(workdir, RESULT_NAME), of_pretraining(config, BEST_METRIC, found))
+    say(f"pretrained {step} updates: {workdir}")
     return state

@@ -10,7 +10,6 @@ stopped run was; SIGTERM makes a run save and stop. With --distributed the same 
 of a TPU slice is one run.
 """
 
-import os
 import sys
 
 from absl import app, flags, logging
@@ -44,16 +43,16 @@ def main(argv: list[str]) -> None:
     from bipft_jax.training import processes
 
     programs = {"pretrain": pretrain.train, "finetune": finetune_all.train}
-    try:
-        processes.join(
-            _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
-        )
-        workdir = os.path.expanduser(_WORKDIR.value)  # the shell leaves the ~ of --workdir=~/x
-        programs[_CONFIG.value.program](_CONFIG.value, workdir)
-    except (ValueError, FloatingPointError, OSError) as error:
-        if flags.FLAGS["verbosity"].present:
-            raise
-        sys.exit(f"error: {error}\n(--verbosity=0 shows where)")
+    with processes.failing_at_once():
+        try:
+            processes.join(
+                _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+            )
+            programs[_CONFIG.value.program](_CONFIG.value, _WORKDIR.value)
+        except (ValueError, FloatingPointError, OSError) as error:
+            if flags.FLAGS["verbosity"].present:
+                raise
+            sys.exit(f"error: {error}\n(--verbosity=0 shows where)")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(home, pretrained):
     assert not (workdir / "result.json").exists()
     run(home, CONFIG, workdir, **PRETRAIN)
     assert digest(workdir) == digest(pretrained)
+    assert logged_steps(workdir) == sorted({*range(4, 41, 4), at})
 
 
 @pytest.mark.long

@@ -11,11 +11,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
@@ -42,6 +43,15 @@ _log = logging.getLogger(__name__)
 
 class SaveError(CheckpointError):
     """A checkpoint could not be written; the ones before it are untouched."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, without its own question to JAX whether all should stop. JAX's answer depends on the
+    numbers that were asked before (`processes.Interruption`), and orbax asks with those of old
+    checkpoints."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpointer:
@@ -72,6 +82,7 @@ class Checkpointer:
 
         Raises:
           ValueError: `keep_every` is negative or `best_mode` unknown.
+          DamagedCheckpointError: there are checkpoints, and of each the metrics are damaged.
         """
         if keep_every < 0:
             raise ValueError(f"keep_every is {keep_every}; it must be 0 (none) or a step count.")
@@ -95,7 +106,7 @@ class Checkpointer:
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
@@ -289,22 +300,25 @@ class Checkpointer:
                 self._manager.reload()
             return state, step
         if damaged:
-            raise DamagedCheckpointError(
-                f"No usable checkpoint is left in {self._directory}: {' '.join(map(str, damaged))} "
-                "Restore the directory from a backup, or start again with another --workdir."
-            )
+            raise _none_left(self._directory, damaged)
         return None
 
     def _set_aside_damaged_metrics(self) -> None:
         # Orbax reads the metrics of every checkpoint at construction and would fail on each start;
         # flipped bits in them could make another checkpoint the best.
+        steps = steps_in(self._directory)
+        damaged: dict[int, CheckpointError] = {}
+        for step in steps:
+            try:
+                read_json(self._directory, step, "metrics")
+            except CheckpointError as error:
+                damaged[step] = error
+        if steps and len(damaged) == len(steps):
+            raise _none_left(self._directory, damaged.values())
+        multihost_utils.sync_global_devices("all have looked at the metrics")
         if jax.process_index() == 0:
-            for step in steps_in(self._directory):
-                try:
-                    read_json(self._directory, step, "metrics")
-                except CheckpointError as error:
-                    aside = set_aside(self._directory, step)
-                    _log.error("%s It is now %s.", error, aside)
+            for step, error in damaged.items():
+                _log.error("%s It is now %s.", error, set_aside(self._directory, step))
         multihost_utils.sync_global_devices("set aside damaged metrics")
 
     def _write_digests(self) -> None:
@@ -354,7 +368,8 @@ def restore_params(
 
     Raises:
       CheckpointError: there are no checkpoints, or not this one.
-      DamagedCheckpointError: the one asked for, or every one, is damaged.
+      DamagedCheckpointError: the one asked for, or every one, is damaged; of "best", the metrics of
+        any.
     """
     directory = absolute(workdir) / "checkpoints"
     steps = steps_in(directory)
@@ -363,7 +378,7 @@ def restore_params(
     if isinstance(step, int):
         return read_parameters(directory, step)
     if step == "best":
-        selection = read_json(directory, steps[-1], "selection")
+        selection = _selection(directory, steps)
         if selection["best_metric"] is None:
             return restore_params(workdir, "latest")
         metrics = {candidate: read_json(directory, candidate, "metrics") for candidate in steps}
@@ -386,6 +401,17 @@ def restore_params(
     raise DamagedCheckpointError(" ".join(damaged))
 
 
+def _selection(directory: epath.Path, steps: Sequence[int]) -> dict[str, Any]:
+    """By which metric a run selects. All its checkpoints have it; a damaged one is passed over."""
+    damaged: list[DamagedCheckpointError] = []
+    for step in reversed(steps):
+        try:
+            return read_json(directory, step, "selection")
+        except DamagedCheckpointError as error:
+            damaged.append(error)
+    raise _none_left(directory, damaged)
+
+
 def verify_tokenizer(checkpoint_tokenizer: Mapping[str, Any], tokenizer: Tokenizer) -> None:
     """Refuses a tokenizer that is not the one a checkpoint was trained with.
 
@@ -403,6 +429,13 @@ def verify_tokenizer(checkpoint_tokenizer: Mapping[str, Any], tokenizer: Tokeniz
             f"one is {_describe(tokenizer)}. Use data prepared with the checkpoint's tokenizer, or "
             "a checkpoint trained with this one."
         )
+
+
+def _none_left(directory: epath.Path, damaged: Iterable[Exception]) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"No usable checkpoint is left in {directory}: {' '.join(map(str, damaged))} Restore the "
+        "directory from a backup, or start again with another --workdir."
+    )
 
 
 def _describe(tokenizer: Tokenizer) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -58,11 +62,34 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+@contextmanager
+def failing_at_once() -> Iterator[None]:
+    """Ends this process of a job at once when its work fails, having printed why.
+
+    Python's usual end waits for the other processes, as JAX asks of it, and those wait for this one
+    in a collective: minutes later all abort. So, JAX notices that one is gone and ends the others.
+    """
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, SystemExit) and not error.code
+        if stopped or not jax.distributed.is_initialized():
+            raise
+        if isinstance(error, SystemExit):
+            print(error.code, file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
 class Interruption:
-    """Tells a loop to save and stop, after the same step in all processes.
+    """Tells loops to save and stop, after the same update in all processes.
 
     A process alone listens for SIGTERM. In a job JAX does, and for the platform's notice that a
-    machine will be taken; whichever process hears it, all agree on a step that is still to come.
+    machine will be taken; whichever process hears it, all agree on a moment that is still to come.
+    Once heard it stays: the loop that is to stop may be the next one.
     """
 
     def __init__(self):
@@ -71,9 +98,14 @@ class Interruption:
     def _hear(self, number: int, frame: object) -> None:
         self._heard = True
 
-    def stops_after(self, step: int) -> bool:
-        """Whether the loop should save now; every process asks after every step."""
-        return self._heard or multihost_utils.reached_preemption_sync_point(step)
+    def requested(self) -> bool:
+        """Whether the loop should save and stop now; every process asks after every update."""
+        # JAX agrees on the number after the highest that any process has asked with, and answers to
+        # that number alone: updates, which begin anew with a seed and late with a restored state,
+        # would miss it.
+        if multihost_utils.reached_preemption_sync_point(next(_asked)):
+            self._heard = True
+        return self._heard
 
     @staticmethod
     def stop(step: int, checkpointer: Checkpointer, save: Callable[[], None]) -> NoReturn:
@@ -85,16 +117,26 @@ class Interruption:
         raise SystemExit(0)
 
 
+_asked = itertools.count(1)  # JAX's agreement is one for the life of the process
+_listening: Interruption | None = None
+
+
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Listens while the context lasts."""
-    heard = Interruption()
-    # In a job JAX listens itself; and only the main thread may.
-    if jax.process_count() > 1 or threading.current_thread() is not threading.main_thread():
-        yield heard
+    """Listens while the context lasts. Inside another one that goes on: what was heard between two
+    loops is not forgotten."""
+    global _listening
+    if _listening is not None:
+        yield _listening
         return
-    before = signal.signal(signal.SIGTERM, heard._hear)
+    # In a job JAX listens itself; and only the main thread may.
+    alone = jax.process_count() == 1
+    handles = alone and threading.current_thread() is threading.main_thread()
+    _listening = Interruption()
+    before = signal.signal(signal.SIGTERM, _listening._hear) if handles else None
     try:
-        yield heard
+        yield _listening
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _listening = None
+        if handles:
+            signal.signal(signal.SIGTERM, before)

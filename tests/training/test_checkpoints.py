@@ -247,6 +247,10 @@ def test_if_every_checkpoint_is_damaged_nothing_is_moved(tmp_path):
             truncate_largest(tmp_path / "checkpoints" / step / "training_state")
         with pytest.raises(DamagedCheckpointError, match=r"checkpoints/2 is.*checkpoints/1 is"):
             checkpointer.restore_latest(abstract(make_state(1)))
+    for step in ("1", "2"):
+        truncate_largest(tmp_path / "checkpoints" / step / "metrics")
+    with pytest.raises(DamagedCheckpointError, match=r"checkpoints/1 is.*checkpoints/2 is"):
+        open_checkpoints(tmp_path, keep_every=1)
     assert steps_on_disk(tmp_path) == {"1", "2"}
 
 

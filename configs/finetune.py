@@ -73,7 +73,8 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.schedule = "constant"  # or "linear": warm-up over a tenth of the run, then decay to 0
     config.weight_decay = 0.0  # decoupled, on matrices only
     config.clip_norm = 0.0  # global gradient norm, with adamw; 0: no clipping
-    # An update whose loss or gradient is not finite is skipped; so many in a row stop the run
+    # An update whose loss or gradient is not finite is skipped; so many in a row, looked at every
+    # log_every updates, stop the run
     config.max_skipped_updates = 20
 
     # Output

@@ -70,7 +70,8 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.adam_epsilon = 1e-6  # BERT's own; the BiPFT reference has 1e-8
     config.weight_decay = 0.01  # decoupled, on matrices only
     config.clip_norm = 1.0  # global gradient norm; 0: no clipping
-    # An update whose loss or gradient is not finite is skipped; so many in a row stop the run
+    # An update whose loss or gradient is not finite is skipped; so many in a row, looked at every
+    # log_every updates, stop the run
     config.max_skipped_updates = 20
 
     # Output

@@ -124,9 +124,10 @@ class Telemetry:
 class ThroughputMeter:
     """Rates between log points, without the first step, which compiles.
 
-    Call `restart(step)` when the first step is finished, and again after anything that is not
-    training (evaluation, a blocking save); call `rates(step)` at each log point. JAX returns before
-    a step is done, so make both calls after a value of that step has arrived on the host.
+    Call `restart(step)` when the first step is finished and `rates(step)` at each log point; around
+    anything that is not training (evaluation, a blocking save) `rates(step)` before, so that the
+    steps until then count as such, and `restart(step)` after. JAX returns before a step is done, so
+    make each call after a value of that step has arrived on the host.
     """
 
     def __init__(

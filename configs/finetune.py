@@ -47,8 +47,8 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.dropout_until_evaluation = False
     config.dtype = "float32"  # of activations, or "bfloat16"
     # Arithmetic of products of codes: "int8", "bfloat16" and "float32" give the same results. Of
-    # their gradients: "bfloat16" (within 1 %) or "float32". "auto": what this machine is fast at
-    # (`bipft_jax/quantization/arithmetic.py`).
+    # their gradients: "bfloat16" (within 1 %; of scales, a few) or "float32". "auto": what this
+    # machine is fast at (`bipft_jax/quantization/arithmetic.py`).
     config.compute = "auto"
     config.backward = "auto"
 

@@ -30,8 +30,8 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.dropout = 0.1  # of hidden states and attention probabilities
     config.dtype = "float32"  # of activations, or "bfloat16"; latent weights are always float32
     # Arithmetic of products of codes: "int8", "bfloat16" and "float32" give the same results. Of
-    # their gradients: "bfloat16" (within 1 %) or "float32". "auto": what this machine is fast at
-    # (`bipft_jax/quantization/arithmetic.py`).
+    # their gradients: "bfloat16" (within 1 %; of scales, a few) or "float32". "auto": what this
+    # machine is fast at (`bipft_jax/quantization/arithmetic.py`).
     config.compute = "auto"
     config.backward = "auto"
     # For TPUs, recipes with 1-bit attention: scores and probabilities never leave the chip. It
@@ -64,7 +64,9 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     # Optimisation, counted in updates
     config.num_updates = 10_000
     config.batch_size = 256  # sequences per update, over all devices
-    config.accumulation = 1  # micro-batches of an update: less memory, same update but for dropout
+    # Micro-batches of an update: less memory, the same update but for dropout and, with activations
+    # of 2 or 4 bits, for their minimum, which is each micro-batch's own
+    config.accumulation = 1
     config.learning_rate = 5e-4  # peak; linear warm-up, then linear decay to 0
     config.warmup_updates = 500
     config.adam_epsilon = 1e-6  # BERT's own; the BiPFT reference has 1e-8

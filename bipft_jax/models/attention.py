@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from bipft_jax.models.dropout import Dropout
 from bipft_jax.models.fused_attention import DropoutWords, Residuals, Scales, fused_attention
-from bipft_jax.models.layers import BinaryDense, dense_initializer, learned_scale, low_rank
+from bipft_jax.models.layers import binary_dense, dense_initializer, learned_scale, low_rank
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import quantize
@@ -44,25 +44,17 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxSxH: jax.Array, mask_BxT: jax.Array, deterministic: bool):
-        """x: [B, S, H]; mask: [B, S], 1 at real tokens -> context [B, S, H]."""
+        """x: [B, S, H]; mask: [B, S], 1 at real tokens -> context [B, S, H].
+
+        Raises: ValueError for shapes that `fused_attention`, if asked for, does not take.
+        """
         config, recipe = self.config, self.config.recipe
         dtype = jnp.dtype(config.dtype)
         batch, length, _ = x_BxSxH.shape
         head_width = config.hidden // config.heads
 
         def projection(name: str) -> jax.Array:
-            dense = BinaryDense(
-                config.hidden,
-                recipe.weight,
-                recipe.linear_input,
-                recipe.shifted_input,
-                config.compute,
-                config.backward,
-                config.initializer_range,
-                dtype,
-                name=name,
-            )
-            y = dense(x_BxSxH)
+            y = binary_dense(config, config.hidden, recipe.linear_input, name)(x_BxSxH)
             if recipe.lora_rank:
                 y = y + low_rank(config, f"{name}_lora")(x_BxSxH)
             self.sow("intermediates", f"{name}_projection", y)
@@ -142,7 +134,7 @@ class SelfAttention(nn.Module):
 
         prob_scale = learned_scale(self, "probs_scale", recipe.attention_probs, probs_BxhxSxT)
         if recipe.attention_probs is not None and self.is_mutable_collection(STATISTICS):
-            on_BxhxSxT = recipe.attention_probs.encode(probs_BxhxSxT, prob_scale).codes > 0
+            on_BxhxSxT = quantize(probs_BxhxSxT, prob_scale, recipe.attention_probs) > 0
             on_of_tokens = jnp.sum(on_BxhxSxT * mask_BxT[:, None, :, None], dtype=jnp.float32)
             attended = on_of_tokens / (config.heads * jnp.sum(mask_BxT))
             self.variable(STATISTICS, ATTENDED_KEYS, lambda: attended).value = attended

@@ -5,6 +5,7 @@ Models name axes and know nothing of meshes. Outside of a mesh and its rules, na
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -54,6 +55,15 @@ def on_each_device(
         out_specs=tuple(map(nn.logical_to_mesh_axes, out_axes)),
         check_vma=False,  # kernels do not say over which axes their results vary
     )
+
+
+def shards(axis: str) -> int:
+    """Into how many parts an axis is split; 1 outside of a mesh."""
+    if not _on_mesh():
+        return 1
+    (names,) = nn.logical_to_mesh_axes((axis,))
+    names = (names,) if isinstance(names, str) else names or ()
+    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in names)
 
 
 def kernel_axes(name: str | None) -> tuple[str | None, str | None]:

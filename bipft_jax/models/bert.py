@@ -14,8 +14,8 @@ from bipft_jax.models.attention import ATTENTION_MAPS, STATISTICS, SelfAttention
 from bipft_jax.models.axes import BATCH, constrained
 from bipft_jax.models.dropout import Dropout
 from bipft_jax.models.layers import (
-    BinaryDense,
     BinaryEmbed,
+    binary_dense,
     dense_initializer,
     layer_norm,
     logits_dtype,
@@ -50,20 +50,6 @@ class ClassificationOutput(NamedTuple):
     hidden_states: jax.Array
 
 
-def _binary_dense(config: BertConfig, features: int, input_quantizer, name: str) -> BinaryDense:
-    return BinaryDense(
-        features,
-        config.recipe.weight,
-        input_quantizer,
-        config.recipe.shifted_input,
-        config.compute,
-        config.backward,
-        config.initializer_range,
-        jnp.dtype(config.dtype),
-        name=name,
-    )
-
-
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each followed by dropout, residual and LayerNorm."""
 
@@ -78,14 +64,14 @@ class EncoderLayer(nn.Module):
             return Dropout(config.dropout)(y, deterministic)
 
         context = SelfAttention(config, name="attention")(x, mask, deterministic)
-        y = _binary_dense(config, config.hidden, recipe.linear_input, "attention_output")(context)
+        y = binary_dense(config, config.hidden, recipe.linear_input, "attention_output")(context)
         if recipe.lora_rank:
             y = y + low_rank(config, "attention_output_lora")(context)
         y = layer_norm(config, "attention_norm")(dropout(y) + x)
 
-        inner = _binary_dense(config, config.intermediate, recipe.linear_input, "ffn_input")(y)
+        inner = binary_dense(config, config.intermediate, recipe.linear_input, "ffn_input")(y)
         inner = ACTIVATIONS[recipe.ffn_activation](inner)
-        inner = _binary_dense(config, config.hidden, recipe.ffn_output_input, "ffn_output")(inner)
+        inner = binary_dense(config, config.hidden, recipe.ffn_output_input, "ffn_output")(inner)
         y = layer_norm(config, "ffn_norm")(dropout(inner) + y)
         return y, y
 
@@ -146,7 +132,7 @@ class Bert(nn.Module):
         self.norm = layer_norm(config, None)
         self.dropout = Dropout(config.dropout)
         self.encoder = Encoder(config)
-        self.pooler = _binary_dense(config, config.hidden, config.recipe.linear_input, None)
+        self.pooler = binary_dense(config, config.hidden, config.recipe.linear_input, None)
         if config.recipe.pooler == "layernorm_residual":
             self.pooler_norm = layer_norm(config, None)
 

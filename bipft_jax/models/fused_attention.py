@@ -26,7 +26,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from bipft_jax.models.axes import BATCH, HEADS, on_each_device
+from bipft_jax.models.axes import BATCH, HEADS, on_each_device, shards
 from bipft_jax.models.dropout import kept
 from bipft_jax.quantization.arithmetic import backward_mode
 from bipft_jax.quantization.binary_dot import kept_for_backward
@@ -108,10 +108,21 @@ def fused_attention(
     Raises: ValueError for shapes that the kernels are not written for: S must be a multiple of 128,
       a head's width a divisor of 64, and a device's channels a multiple of 128.
     """
+    _check_shapes(query.shape[1], query.shape[2], heads)
     mode = backward_mode("tpu") if backward == "auto" else backward
     gradient_dtype = jnp.bfloat16 if mode == "bfloat16" else query.dtype
     static = Static(heads, dropout, query.dtype, gradient_dtype)
     return _attention(query, key, value, mask, scales, residuals, words, static)
+
+
+def _check_shapes(length: int, hidden: int, heads: int) -> None:
+    width, channels = hidden // heads, hidden // shards(HEADS)
+    if length % CHANNELS or (CHANNELS // 2) % width or channels % CHANNELS:
+        raise ValueError(
+            f"fused attention takes sequences of a multiple of {CHANNELS} tokens, heads whose "
+            f"width divides {CHANNELS // 2} and a multiple of {CHANNELS} channels on a device, not "
+            f"{length} tokens, heads of {width} and {channels} channels"
+        )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
@@ -218,7 +229,7 @@ def _call_forward(operands, *, width: int, static: Static, interpret: bool):
         grid=(query.shape[0], query.shape[2] // CHANNELS),
         in_specs=[specs[name] for name in operands],
         out_specs=(specs["query"],),
-        **_options("binary_attention", operands, shapes, 2, static, interpret),
+        **_options("binary_attention", operands, shapes, 2, width, interpret),
     )(*operands.values())
 
 
@@ -243,12 +254,12 @@ def _call_backward(operands, *, width: int, static: Static, interpret: bool):
         grid=(batch, slabs),
         in_specs=[specs[name] for name in operands],
         out_specs=tuple(specs[name] for name in results),
-        **_options("binary_attention_gradient", operands, shapes, 5, static, interpret),
+        **_options("binary_attention_gradient", operands, shapes, 5, width, interpret),
     )(*operands.values())
 
 
 def _options(
-    name: str, operands, shapes, products: int, static: Static, interpret: bool
+    name: str, operands, shapes, products: int, width: int, interpret: bool
 ) -> dict[str, Any]:
     """shapes: of the results. products: how many of S x T x width a head takes."""
     batch, length, channels = operands["query"].shape
@@ -261,24 +272,15 @@ def _options(
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * products * batch * length * length * channels,
-            transcendentals=batch * static.heads * length * length,
+            transcendentals=batch * (channels // width) * length * length,
             bytes_accessed=sum(array.size * array.dtype.itemsize for array in moved),
         ),
     )
 
 
 def _specs(operands: dict[str, jax.Array], width: int) -> dict[str, pl.BlockSpec]:
-    """The block of each operand that program (sequence, slab of channels) reads.
-
-    Raises: ValueError for shapes that they are not written for.
-    """
-    _, length, channels = operands["query"].shape
-    if length % CHANNELS or (CHANNELS // 2) % width or channels % CHANNELS:
-        raise ValueError(
-            f"fused attention takes sequences of a multiple of {CHANNELS} tokens, heads whose "
-            f"width divides {CHANNELS // 2} and a multiple of {CHANNELS} channels on a device, not "
-            f"{length} tokens, heads of {width} and {channels} channels"
-        )
+    """The block of each operand that program (sequence, slab of channels) reads."""
+    length = operands["query"].shape[1]
     slab = pl.BlockSpec((1, length, CHANNELS), lambda b, c: (b, 0, c))
     row = pl.BlockSpec((1, 1, length), lambda b, c: (b, 0, 0))
     return {

@@ -6,7 +6,7 @@ Learned scales are born NaN ("not yet initialised") and get their value from dat
 `mutable=["calibration"]`, a module replaces each NaN scale by its quantizer's `initial_scale` of
 the tensor that enters it, uses it, and reports it in the "calibration" collection
 (`training/state.py` writes it into the parameters). A scale that is not NaN is never touched, so
-a forgotten calibration shows at once, and inherited scales stay as they are (SPEC 1.4).
+inherited scales stay as they are (SPEC 1.4), and a forgotten calibration shows in the gradient.
 """
 
 from __future__ import annotations
@@ -182,7 +182,22 @@ class BinaryEmbed(nn.Module):
         return jnp.matmul(x, table.T, preferred_element_type=logits_dtype(self.dtype))
 
 
-def layer_norm(config, name: str) -> LayerNorm:
+def binary_dense(config, features: int, input_quantizer, name: str | None) -> BinaryDense:
+    """The recipe's linear; input_quantizer: the recipe's at that place."""
+    return BinaryDense(
+        features,
+        config.recipe.weight,
+        input_quantizer,
+        config.recipe.shifted_input,
+        config.compute,
+        config.backward,
+        config.initializer_range,
+        jnp.dtype(config.dtype),
+        name=name,
+    )
+
+
+def layer_norm(config, name: str | None) -> LayerNorm:
     """The recipe's LayerNorm."""
     return LayerNorm(config.layer_norm_epsilon, jnp.dtype(config.dtype), name=name)
 

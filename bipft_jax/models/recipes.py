@@ -173,6 +173,10 @@ class BertConfig:
     def __post_init__(self):
         if self.hidden % self.heads:
             raise ValueError(f"hidden size {self.hidden} is not a multiple of {self.heads} heads")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: it must be 0 or more, and less than 1")
+        if self.fused_attention and self.compute == "simulated":
+            raise ValueError("fused_attention multiplies codes: compute cannot be 'simulated'")
         if self.fused_attention and not self.recipe.fusible_attention:
             able = ", ".join(name for name, recipe in RECIPES.items() if recipe.fusible_attention)
             raise ValueError(

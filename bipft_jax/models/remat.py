@@ -23,9 +23,10 @@ def saved(policy: str, recipe: Recipe) -> Any:
     policy:
       none: everything that the rules of differentiation ask for.
       lean: one byte an element of what was binarised, the inputs of linears that were not, and of
-        LayerNorm; attention's scores and probabilities, dropout and everything elementwise are made
-        again. So is the input of the activation function where a product of codes makes it: on a
-        TPU that takes no longer than writing and reading it.
+        LayerNorm; attention's scores and probabilities (but not BiBERT's, whose codes are kept),
+        dropout and everything elementwise are made again. So is the input of the activation
+        function where a product of codes makes it: on a TPU that takes no longer than writing and
+        reading it.
       dots: results of matrix products without batch dimensions.
       full: only the layer's input.
 

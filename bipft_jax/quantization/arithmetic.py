@@ -2,8 +2,11 @@
 
 Codes are small integers, so int8 (accumulated in int32), bfloat16 (accumulated in float32) and
 float32 give the same product; the choice is one of speed. In the backward pass one operand is a
-code, exact in bfloat16, and the other is a cotangent, which bfloat16 rounds to 8 bits: gradients
-differ by less than 1 %, and a float32 mode is there for those who compare.
+cotangent, which bfloat16 rounds to 8 bits, and the other a code, exact in bfloat16, or, where the
+scale is not one number (rows of BiBERT's weights, offsets of several bits), a value that is rounded
+too. Gradients of arrays differ by less than 1 %, those of scales, sums that nearly cancel, by a
+few; a float32 mode is there for those who compare. On a TPU it needs `jax_default_matmul_precision`
+"highest" as well: without, float32 arrays are multiplied in one pass of bfloat16.
 
 "auto" is decided for the platform that a program is compiled for, by what was measured there:
 

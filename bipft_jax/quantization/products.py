@@ -8,6 +8,7 @@ int8 arrays and masks that codes are made from slowly.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -56,9 +57,8 @@ def code_product(
 
         return product
 
-    batched = bool(numbers[1][0])
-    modes = {platform: forward_mode(platform, batched) for platform in PLATFORMS}
-    return _chosen(compute, modes, in_mode, left, right)
+    best = functools.partial(forward_mode, batched=bool(numbers[1][0]))
+    return _chosen(compute, best, in_mode, left, right)
 
 
 def cotangent_products(
@@ -85,8 +85,7 @@ def cotangent_products(
 
         return products
 
-    modes = {platform: backward_mode(platform) for platform in PLATFORMS}
-    return _chosen(backward, modes, in_mode, cotangent, left, right)
+    return _chosen(backward, backward_mode, in_mode, cotangent, left, right)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -112,11 +111,11 @@ def _merged(x: jax.Array, heads: int) -> jax.Array:
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1) if heads else x
 
 
-def _chosen(mode: str, by_platform: dict[str, str], in_mode: Callable, *operands):
-    """in_mode(mode)(*operands); for "auto", what the platform that is compiled for needs."""
+def _chosen(mode: str, best: Callable[[str], str], in_mode: Callable, *operands):
+    """in_mode(mode)(*operands); for "auto", the best mode of the platform that is compiled for."""
     if mode != "auto":
         return in_mode(mode)(*operands)
-    branches = {platform: in_mode(mode) for platform, mode in by_platform.items()}
+    branches = {platform: in_mode(best(platform)) for platform in PLATFORMS}
     return lax.platform_dependent(*operands, default=in_mode("float32"), **branches)
 
 

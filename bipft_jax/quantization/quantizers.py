@@ -389,7 +389,7 @@ def _check_bits(quantizer: ElasticSigned | ElasticUnsigned) -> None:
 def clamped(scale: jax.Array, x: jax.Array) -> jax.Array:
     """A learned scale as it acts on x: not below `SMALLEST_SCALE`, float32 or wider."""
     scale = scale.astype(_scale_type(x))
-    # A NaN scale (not yet initialised, or diverged) stays NaN and so is noticed.
+    # A NaN scale (not yet initialised, or diverged) stays NaN, and so is every gradient through it.
     return jnp.where(scale <= SMALLEST_SCALE, jnp.asarray(SMALLEST_SCALE, scale.dtype), scale)
 
 

@@ -106,11 +106,15 @@ def test_what_it_is_not_written_for_is_an_error():
     module = SelfAttention(config_of(fused_attention=True))
     with pytest.raises(ValueError, match="multiple of 128 tokens.* not 100 tokens"):
         module.apply({"params": params}, x[:, :100], mask[:, :100], True)
-    with (
-        sharding.on(sharding.make_mesh(tensor=4)),
-        pytest.raises(ValueError, match="multiple of 128 channels on a device.* 64 channels"),
-    ):
-        jax.jit(module.apply, static_argnums=3)({"params": params}, x, mask, True)
+    for deterministic in (True, False):
+        rngs = {"dropout": jax.random.key(0)}
+        with (
+            sharding.on(sharding.make_mesh(tensor=4)),
+            pytest.raises(ValueError, match="multiple of 128 channels on a device.* 64 channels"),
+        ):
+            module.apply({"params": params}, x, mask, deterministic, rngs=rngs)
+    with pytest.raises(ValueError, match="fused_attention multiplies codes.*'simulated'"):
+        config_of(fused_attention=True, compute="simulated")
 
 
 @pytest.mark.skipif(

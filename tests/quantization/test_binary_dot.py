@@ -1,5 +1,7 @@
 """The binary dot against quantising each operand and multiplying the values."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,6 +205,12 @@ def test_a_machine_without_fast_arithmetic_says_so_once(monkeypatch):
     with pytest.warns(UserWarning, match="float32, with the same results") as warned:
         assert [arithmetic.forward_mode("cpu", False) for _ in range(2)] == ["float32"] * 2
     assert len(warned) == 1
+    arithmetic._of_cpu.cache_clear()
+    with warnings.catch_warnings():  # nothing to say where it was told what to use
+        warnings.simplefilter("error")
+        arguments, numbers, left, right = operands("linear")
+        product, pullback = jax.vjp(fused(numbers, left, right, "int8"), *arguments)
+        pullback(jnp.ones_like(product))
     arithmetic._of_cpu.cache_clear()
 
 

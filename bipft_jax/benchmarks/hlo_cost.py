@@ -70,7 +70,6 @@ class Charge:
     """One instruction's share of the cost.
 
     count: how often it runs. cycles: in all. estimated: whether the compiler said so.
-    moved_bytes: read and written by an asynchronous copy, which costs no cycles here.
     """
 
     instruction: Instruction
@@ -78,7 +77,6 @@ class Charge:
     count: int
     cycles: float
     estimated: bool
-    moved_bytes: int = 0
 
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
@@ -248,8 +246,8 @@ def _charges(module: Module, computation: str, count: int, chip: Chip) -> Iterat
             kind = _kind(module, instruction)
             yield Charge(instruction, kind, count, count * instruction.cycles, estimated=True)
         elif opcode in ("copy-start", "slice-start", "async-start"):
-            moved = count * shape_bytes(instruction.shape)
-            yield Charge(instruction, "data movement", count, 0, True, moved)
+            # Beside the computation.
+            yield Charge(instruction, "data movement", count, 0, estimated=True)
         elif not (opcode == "custom-call" and instruction.target in _FREE_TARGETS):
             size = shape_bytes(instruction.shape)
             size += sum(shape_bytes(shapes[name]) for name in instruction.operands)

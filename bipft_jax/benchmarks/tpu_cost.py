@@ -79,8 +79,7 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
 
     Returns: `cycles` (estimated and charged), `charged_cycles` (of those, what the compiler gave no
       estimate for), `cycles_by_kind`, `fused_attention` (whether it has it), `temp_bytes`,
-      `argument_bytes`, `copied_bytes` (between memories, beside the computation), `peak_fraction`
-      and the list `costliest`.
+      `argument_bytes`, `peak_fraction` and the list `costliest`.
     """
     chip, devices = tpu(topology)
     config = workload.config(recipe, compute)
@@ -108,7 +107,6 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
         "cycles_by_kind": hlo_cost.by_kind(charges),
         "temp_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
-        "copied_bytes": sum(charge.moved_bytes for charge in charges),
         "peak_fraction": flops / (cycles / chip.clock) / chip.peak_flops,
         "costliest": [_described(charge, module) for charge in charges[:costliest]],
     }

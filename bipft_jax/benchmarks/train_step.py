@@ -26,6 +26,7 @@ from bipft_jax.benchmarks.workload import (
     add_workload_arguments,
 )
 from bipft_jax.models.recipes import SIZES
+from bipft_jax.quantization.arithmetic import BACKWARD_MODES
 
 Row = dict[str, Any]
 
@@ -197,6 +198,12 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_workload_arguments(parser, batch=8, dtype="float32", remat="none")
     add_compute_argument(parser)
     parser.add_argument(
+        "--backward",
+        default="auto",
+        choices=BACKWARD_MODES,
+        help="arithmetic of the gradients of products of codes (default %(default)s)",
+    )
+    parser.add_argument(
         "--repeats", type=int, default=7, help="measured updates of each (default %(default)s)"
     )
     parser.add_argument(
@@ -218,7 +225,14 @@ def variants_of(parsed: argparse.Namespace) -> list[Variant]:
 
     Raises: ValueError for an unknown recipe or kind of arithmetic, or a peer that is not installed.
     """
-    workload = Workload(parsed.size, parsed.batch, parsed.length, parsed.dtype, remat=parsed.remat)
+    workload = Workload(
+        parsed.size,
+        parsed.batch,
+        parsed.length,
+        parsed.dtype,
+        backward=parsed.backward,
+        remat=parsed.remat,
+    )
     variants = [hugging_face_variant(workload)] if parsed.peer else []
     for recipe, compute in workload.variants(parsed.recipes, parsed.compute):
         print(f"compiling {recipe}, {compute}", flush=True)
@@ -235,7 +249,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parsed.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"\n{machine()}; {parsed.size}, {parsed.batch} x {parsed.length}, {parsed.dtype}")
+    print(
+        f"\n{machine()}; {parsed.size}, {parsed.batch} x {parsed.length}, {parsed.dtype}, "
+        f"gradients of products of codes: {parsed.backward}"
+    )
     print(table(rows))
 
 

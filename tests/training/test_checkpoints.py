@@ -153,6 +153,9 @@ def test_best_by_a_maximum_in_one_process(tmp_path):
         assert steps_on_disk(tmp_path) == {"2", "3", "4"}
         assert checkpointer.best_step() == 2
     assert restore_params(tmp_path, "best").step == 2
+    # By which metric, every checkpoint says.
+    truncate_largest(tmp_path / "checkpoints" / "4" / "selection")
+    assert restore_params(tmp_path, "best").step == 2
 
 
 def test_without_metrics_only_the_two_latest_are_kept_and_nothing_is_best(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from bipft_jax.benchmarks import hlo_cost
-from bipft_jax.benchmarks.tpu_cost import parsed, tpu
+from bipft_jax.benchmarks.tpu_cost import compiled_for_tpu, tpu
 from bipft_jax.benchmarks.workload import (
     Workload,
     add_compute_argument,
@@ -39,9 +39,9 @@ _ASYNCHRONOUS = "async-collective-start"
 _SCATTERING = "all-reduce-scatter"
 
 
-def compiled_update(
+def lowered_update(
     workload: Workload, recipe: str, compute: str, mesh: jax.sharding.Mesh
-) -> tuple[jax.stages.Compiled, Any]:
+) -> tuple[jax.stages.Lowered, Any]:
     """The update of a recipe for all devices of a mesh, and its state's shapes."""
     config = workload.config(recipe, compute)
     sharding.check_model(config, mesh)
@@ -60,7 +60,7 @@ def compiled_update(
             out_shardings=(places, sharding.replicated(mesh)),
             donate_argnums=0,
         )
-        return update.lower(state, None, batch).compile(), state
+        return update.lower(state, None, batch), state
 
 
 def collective_bytes(module: hlo_cost.Module, chip: hlo_cost.Chip) -> dict[str, int]:
@@ -109,8 +109,9 @@ def row(
     """
     chip, devices = tpu(topology)
     mesh = sharding.make_mesh(fsdp, tensor, devices)
-    compiled, state = compiled_update(workload, recipe, compute, mesh)
-    counted = collective_bytes(parsed(compiled, recipe, topology), chip)
+    lowered, state = lowered_update(workload, recipe, compute, mesh)
+    compiled, module = compiled_for_tpu(lowered)
+    counted = collective_bytes(module, chip)
     split = sum(leaf.size for leaf in jax.tree.leaves(state.params) if "fsdp" in leaf.sharding.spec)
     return {
         "recipe": recipe,

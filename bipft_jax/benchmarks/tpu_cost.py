@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,8 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
         )
 
     arguments = on_device(workload.abstract_state(config)), None, on_device(workload.arrays())
-    compiled = jax.jit(workload.update(config), donate_argnums=0).lower(*arguments).compile()
-    module = parsed(compiled, recipe, topology)
+    lowered = jax.jit(workload.update(config), donate_argnums=0).lower(*arguments)
+    compiled, module = compiled_for_tpu(lowered)
     charges = hlo_cost.charges(module, chip)
     cycles = sum(charge.cycles for charge in charges)
     flops = update_flops(config, workload.batch, workload.length, workload.predictions)
@@ -112,15 +113,19 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
     }
 
 
-def parsed(compiled: jax.stages.Compiled, recipe: str, topology: str) -> hlo_cost.Module:
-    """The program that was compiled. Raises: ValueError if jax cannot read what libtpu made."""
-    try:
-        return hlo_cost.parse(compiled.as_text())
-    except jax.errors.JaxRuntimeError as error:
-        raise ValueError(
-            f"libtpu compiled {recipe} for {topology}, but this jax cannot read its program; other "
-            f"versions of the two, --remat or --topology may help: {error}"
-        ) from error
+def compiled_for_tpu(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, hlo_cost.Module]:
+    """Compiles, and reads the program as libtpu writes it down: jax's own `as_text` cannot read all
+    that it makes for a v6e.
+
+    Raises: ValueError if libtpu writes none.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        written = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=written)
+        programs = list(Path(directory).glob("*.after_codegen.txt"))
+        if len(programs) != 1:
+            raise ValueError("this libtpu does not write down the program that it compiled")
+        return compiled, hlo_cost.parse(programs[0].read_text(encoding="utf-8"))
 
 
 def _described(charge: hlo_cost.Charge, module: hlo_cost.Module) -> Row:

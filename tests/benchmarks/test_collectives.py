@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from bipft_jax.benchmarks import hlo_cost
-from bipft_jax.benchmarks.collectives import collective_bytes, compiled_update
+from bipft_jax.benchmarks.collectives import collective_bytes, lowered_update
 from bipft_jax.benchmarks.workload import Workload
 from bipft_jax.training import sharding
 
@@ -80,8 +80,9 @@ def test_codes_are_gathered_not_weights(recipe, bytes_a_weight):
     """Of float32 activations: in both passes every split weight once, at its size."""
     mesh = sharding.make_mesh(fsdp=4)
     workload = Workload("tiny", 16, 16, "float32", vocab_size=64)
-    compiled, state = compiled_update(workload, recipe, "auto", mesh)
-    gathered = collective_bytes(hlo_cost.parse(compiled.as_text()), CHIP)["all-gather"]
+    lowered, state = lowered_update(workload, recipe, "auto", mesh)
+    program = hlo_cost.parse(lowered.compile().as_text())
+    gathered = collective_bytes(program, CHIP)["all-gather"]
     split = {
         path: leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)

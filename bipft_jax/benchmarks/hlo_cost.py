@@ -163,7 +163,7 @@ def _instruction(line: str) -> Instruction:
     configuration = attributes.find("backend_config=")
     plain = attributes if configuration < 0 else attributes[:configuration]
     cycles = re.search(r'"estimated_cycles":"(\d+)"', attributes)
-    flops = re.search(r'"cost_estimate":\{"flops":"(\d+)"', attributes)
+    flops = re.search(r'"cost_estimate":\{[^}]*"flops":"(\d+)"', attributes)
     frame = re.search(r"\bstack_frame_id=(\d+)", plain)
     return Instruction(
         name=name.removeprefix("%"),

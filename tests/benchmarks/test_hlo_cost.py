@@ -60,7 +60,7 @@ ENTRY %main (p: bf16[8,8]) -> bf16[8,8] {
   %z = bf16[8,8]{1,0:T(8,128)(2,1)} get-tuple-element(%loop), index=1
   %moved = bf16[8,8]{0,1:T(8,128)(2,1)} copy(%z), backend_config={"estimated_cycles":"30"}
   %kernel = (bf16[8,8]{1,0:T(8,128)(2,1)}, s8[8,8]{1,0}) custom-call(%moved), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{}}
-  %product = bf16[8,8]{1,0:T(8,128)(2,1)} custom-call(%moved), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"flops":"700000","transcendentals":"0"}}}
+  %product = bf16[8,8]{1,0:T(8,128)(2,1)} custom-call(%moved), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"bytes_accessed":"1","flops":"700000"}}}
   %k = bf16[8,8]{1,0:T(8,128)(2,1)} get-tuple-element(%kernel), index=0
   %beside = (bf16[8,8]{1,0}, bf16[8,8]{1,0:S(1)}, u32[]{:S(2)}) copy-start(%k)
   %there = bf16[8,8]{1,0:S(1)} copy-done(%beside)

@@ -26,6 +26,7 @@ from bipft_jax.benchmarks.workload import (
     Workload,
     add_compute_argument,
     add_workload_arguments,
+    workload_of,
 )
 from bipft_jax.training import sharding
 
@@ -153,7 +154,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exits with a message for wrong arguments."""
     given = _parse_arguments(arguments)
-    workload = Workload(given.size, given.batch, given.length, given.dtype, remat=given.remat)
+    workload = workload_of(given)
     where, rows = (given.topology, given.fsdp, given.tensor), []
     try:
         for recipe, compute in workload.variants(given.recipes, given.compute):

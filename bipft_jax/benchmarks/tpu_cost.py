@@ -25,7 +25,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from bipft_jax.benchmarks import hlo_cost
-from bipft_jax.benchmarks.workload import Workload, add_workload_arguments
+from bipft_jax.benchmarks.workload import Workload, add_workload_arguments, workload_of
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 from bipft_jax.training.flops import update_flops
 
@@ -213,14 +213,8 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exits with a message for wrong arguments."""
     parsed = _parse_arguments(arguments)
-    workload = Workload(
-        parsed.size,
-        parsed.batch,
-        parsed.length,
-        parsed.dtype,
-        remat=parsed.remat,
-        scan_layers=not parsed.unroll,
-        fused_attention=parsed.fused_attention,
+    workload = workload_of(
+        parsed, scan_layers=not parsed.unroll, fused_attention=parsed.fused_attention
     )
     rows = []
     try:

@@ -24,6 +24,7 @@ from bipft_jax.benchmarks.workload import (
     Workload,
     add_compute_argument,
     add_workload_arguments,
+    workload_of,
 )
 from bipft_jax.models.recipes import SIZES
 from bipft_jax.quantization.arithmetic import BACKWARD_MODES
@@ -225,14 +226,7 @@ def variants_of(parsed: argparse.Namespace) -> list[Variant]:
 
     Raises: ValueError for an unknown recipe or kind of arithmetic, or a peer that is not installed.
     """
-    workload = Workload(
-        parsed.size,
-        parsed.batch,
-        parsed.length,
-        parsed.dtype,
-        backward=parsed.backward,
-        remat=parsed.remat,
-    )
+    workload = workload_of(parsed, backward=parsed.backward)
     variants = [hugging_face_variant(workload)] if parsed.peer else []
     for recipe, compute in workload.variants(parsed.recipes, parsed.compute):
         print(f"compiling {recipe}, {compute}", flush=True)

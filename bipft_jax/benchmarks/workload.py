@@ -157,6 +157,13 @@ def add_workload_arguments(
     )
 
 
+def workload_of(parsed: argparse.Namespace, **others: Any) -> Workload:
+    """What those flags ask for; others: further fields."""
+    return Workload(
+        parsed.size, parsed.batch, parsed.length, parsed.dtype, remat=parsed.remat, **others
+    )
+
+
 def add_compute_argument(parser: argparse.ArgumentParser) -> None:
     """The flag of kinds of arithmetic to compare."""
     parser.add_argument(

@@ -391,14 +391,14 @@ def restore_params(
         return read_parameters(directory, best)
     if step not in ("latest", None):
         raise CheckpointError(f'{step!r} is not a step, "best" or "latest".')
-    damaged: list[str] = []
+    damaged: list[DamagedCheckpointError] = []
     for candidate in reversed(steps):
         try:
             return read_parameters(directory, candidate)
         except DamagedCheckpointError as error:
             _log.error("%s Trying the checkpoint before it.", error)
-            damaged.append(str(error))
-    raise DamagedCheckpointError(" ".join(damaged))
+            damaged.append(error)
+    raise _none_left(directory, damaged)
 
 
 def _selection(directory: epath.Path, steps: Sequence[int]) -> dict[str, Any]:

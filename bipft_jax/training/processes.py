@@ -67,7 +67,7 @@ def failing_at_once() -> Iterator[None]:
     """Ends this process of a job at once when its work fails, having printed why.
 
     Python's usual end waits for the other processes, as JAX asks of it, and those wait for this one
-    in a collective: minutes later all abort. So, JAX notices that one is gone and ends the others.
+    in a collective: minutes later all abort. JAX notices one that is gone, and ends the others.
     """
     try:
         yield

@@ -18,6 +18,7 @@ from typing import Any
 
 from bipft_jax.data import glue
 from bipft_jax.models.recipes import RECIPES
+from bipft_jax.paths import require_local
 
 
 def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -127,8 +128,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", nargs="+", metavar="RESULT", help="file or directory")
+    arguments = parser.parse_args(argv)
     try:
-        print(table(read_results(parser.parse_args(argv).results)))
+        require_local(vars(arguments))
+        print(table(read_results(arguments.results)))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

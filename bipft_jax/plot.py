@@ -18,6 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bipft_jax.paths import require_local
 from bipft_jax.training.telemetry import METRICS_NAME, read_metrics
 
 Records = list[dict[str, Any]]
@@ -120,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     try:
+        require_local(vars(arguments))
         figure(runs_in(arguments.workdirs)).savefig(arguments.output, dpi=120)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -22,6 +22,7 @@ import tqdm
 
 from bipft_jax.data import glue, glue_batches
 from bipft_jax.models.bert import BertForSequenceClassification
+from bipft_jax.paths import require_local
 from bipft_jax.results import RESULT_NAME
 from bipft_jax.training import sharding
 from bipft_jax.training import step as steps
@@ -160,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help="tab-separated, replaced")
     arguments = parser.parse_args(argv)
     try:
+        require_local(vars(arguments))
         source = load_source(best_seed(arguments.workdir))
         task = task_of(source, arguments.task)
         examples = glue.read_unlabelled(task, arguments.input)

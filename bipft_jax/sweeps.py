@@ -39,6 +39,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bipft_jax.paths import require_local
 from bipft_jax.results import Scores, finished_scores
 
 TABLE_NAME = "sweep.csv"
@@ -161,9 +162,10 @@ def run(
 
     Returns: why points failed, by name.
 
-    Raises: ValueError for no points, two of one name or no parallel ones; OSError if table or plot
-      cannot be written.
+    Raises: ValueError for no points, two of one name, no parallel ones or a workdir that is gs://
+      or the like; OSError if table or plot cannot be written.
     """
+    require_local({"workdir": workdir})
     by_name, workdir = named(points), Path(workdir)
     if parallel < 1:
         raise ValueError(f"parallel is {parallel}: at least one point runs at a time")

@@ -46,6 +46,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
 from bipft_jax.command_line import parse, parse_or_exit
+from bipft_jax.paths import require_local
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/ with its argument: FILE.py:ARGUMENT.", lock_config=True
@@ -78,6 +79,7 @@ def main(argv: list[str]) -> None:
     workdir = Path(_WORKDIR.value).expanduser()
     runs = Runs(workdir)
     try:
+        require_local({"workdir": _WORKDIR.value})
         points = checked_points(workdir)
         if _LIST.value:
             for name in sweeps.named(points):

@@ -28,6 +28,7 @@ from bipft_jax.benchmarks.workload import (
     add_workload_arguments,
     workload_of,
 )
+from bipft_jax.paths import require_local
 from bipft_jax.training import sharding
 
 Row = dict[str, Any]
@@ -157,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     workload = workload_of(given)
     where, rows = (given.topology, given.fsdp, given.tensor), []
     try:
+        require_local(vars(given))
         for recipe, compute in workload.variants(given.recipes, given.compute):
             print(f"compiling {recipe}, {compute}, for {given.topology}", flush=True)
             rows.append(row(workload, recipe, compute, *where))

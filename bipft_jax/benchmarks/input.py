@@ -19,6 +19,7 @@ from typing import Any
 from bipft_jax.data.corpus import Corpus, load_corpus
 from bipft_jax.data.corpus_preparation import TOKENIZER, CorpusRequest, prepare_corpus
 from bipft_jax.data.pretraining import PretrainingExamples, pretraining_batches
+from bipft_jax.paths import require_local
 
 Row = dict[str, Any]
 
@@ -162,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parse_arguments(arguments)
     rows = []
     try:
+        require_local(vars(parsed))
         with tempfile.TemporaryDirectory() as scratch:
             for row in measure(parsed, Path(scratch)):
                 print(

@@ -26,6 +26,7 @@ from jax.sharding import SingleDeviceSharding
 
 from bipft_jax.benchmarks import hlo_cost
 from bipft_jax.benchmarks.workload import Workload, add_workload_arguments, workload_of
+from bipft_jax.paths import require_local
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 from bipft_jax.training.flops import update_flops
 
@@ -218,6 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     rows = []
     try:
+        require_local(vars(parsed))
         for recipe, compute in workload.variants(parsed.recipes, [parsed.compute]):
             print(f"compiling {recipe} for {parsed.topology}", flush=True)
             rows.append(row(workload, recipe, compute, parsed.topology, parsed.costliest))

@@ -27,6 +27,7 @@ from bipft_jax.benchmarks.workload import (
     workload_of,
 )
 from bipft_jax.models.recipes import SIZES
+from bipft_jax.paths import require_local
 from bipft_jax.quantization.arithmetic import BACKWARD_MODES
 
 Row = dict[str, Any]
@@ -238,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exits with a message for wrong arguments."""
     parsed = _parse_arguments(arguments)
     try:
+        require_local(vars(parsed))
         rows = measure(variants_of(parsed), parsed.batch * parsed.length, parsed.repeats)
         if parsed.json is not None:
             parsed.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

@@ -22,11 +22,13 @@ classifier of single words; one of word pairs, counted in the pretraining prose,
 import argparse
 import random
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from bipft_jax.data.glue import TASKS
 from bipft_jax.data.python_docs import held_out_sentences
+from bipft_jax.paths import require_local
 
 _PLAIN_WORD = re.compile(r"[a-z]+")
 _FUNCTION_WORDS = frozenset(
@@ -107,7 +109,10 @@ def _swap(sentence: str, rng: random.Random) -> str:
 
 def write_task(glue_dir: str | Path, rows: dict[str, list[tuple[str, int]]]) -> list[Path]:
     """Writes `glue_dir/acceptability/{train,dev}.tsv` in CoLA's columns: source, label, "*" if
-    unacceptable, sentence; no header. Existing files are replaced. Returns the paths."""
+    unacceptable, sentence; no header. Existing files are replaced. Returns the paths.
+
+    Raises: ValueError if `glue_dir` is gs:// or the like."""
+    require_local({"glue_dir": glue_dir})
     directory = Path(glue_dir) / TASKS["acceptability"].directory
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -157,10 +162,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     arguments = parser.parse_args(argv)
     try:
+        require_local(vars(arguments))
         rows = make_rows(held_out_sentences(), arguments.train, arguments.dev, arguments.seed)
         paths = write_task(arguments.output, rows)
-    except ValueError as error:
-        parser.error(str(error))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     for path, split_rows in zip(paths, rows.values(), strict=True):
         print(f"{path}: {len(split_rows)} rows, {sum(label for _, label in split_rows)} acceptable")
 

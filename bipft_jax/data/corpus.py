@@ -21,6 +21,7 @@ import tensorflow_datasets as tfds
 from bipft_jax.data import corpus_preparation as preparation
 from bipft_jax.data.text_sources import __doc__ as sources_help
 from bipft_jax.data.tokenizers import Tokenizer, load_tokenizer
+from bipft_jax.paths import require_local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +96,10 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
 
     Raises:
       ValueError: if the directory does not exist, holds no complete corpus or one of another
-        version of this library, or lacks (a part of) a file, as after an interrupted copy.
+        version of this library, or lacks (a part of) a file, as after an interrupted copy; if it is
+        gs:// or the like.
     """
+    require_local({"corpus directory": directory})
     directory = Path(directory)
     how = "run `python -m bipft_jax.data.corpus --output DIR ...` (see its --help)"
     if not directory.is_dir():
@@ -180,7 +183,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="GLOB", help="text to train on; see below"
     )
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="made if missing")
+    parser.add_argument("--output", required=True, metavar="DIR", help="made if missing")
     parser.add_argument(
         "--tokenizer",
         required=True,

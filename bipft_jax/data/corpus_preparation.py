@@ -23,6 +23,7 @@ from bipft_jax.data.blocks import MINIMUM_SEQUENCE_LENGTH
 from bipft_jax.data.corpus_builder import BlockSettings, NumberedDocument, SplitCounts
 from bipft_jax.data.text_sources import Document, TextSource, open_sources
 from bipft_jax.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from bipft_jax.paths import require_local
 
 FORMAT = 2  # of corpus.json; raise it when a reader of the old one would go wrong
 METADATA = "corpus.json"
@@ -77,13 +78,17 @@ class CorpusRequest:
             raise ValueError(f"seed is {self.seed}; it must not be negative.")
 
 
-def prepare_corpus(request: CorpusRequest, output: Path, num_processes: int) -> bool:
+def prepare_corpus(
+    request: CorpusRequest, output: str | os.PathLike[str], num_processes: int
+) -> bool:
     """Prepares `output` and returns True, or False if it is already prepared as requested.
 
     Raises:
-      ValueError: for unreadable or unusable text, a tokenizer that cannot be loaded or trained, or
-        an output directory that holds something else.
+      ValueError: for unreadable or unusable text, a tokenizer that cannot be loaded or trained, an
+        output directory that holds something else, or a path that is gs:// or the like.
     """
+    require_local({**vars(request), "output": output})
+    output = Path(output)
     if num_processes < 1:
         raise ValueError(f"The number of processes is {num_processes}; it must be at least 1.")
     train_sources = open_sources(request.input)

@@ -26,6 +26,7 @@ from bipft_jax.interop.fixtures.models import (
 )
 from bipft_jax.interop.fixtures.trajectories import check_trajectory
 from bipft_jax.interop.fixtures.units import check_units
+from bipft_jax.paths import require_local
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 
 CHECKS: dict[str, Callable[[Fixture, str], None]] = {
@@ -123,12 +124,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=first, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument("--compute", choices=COMPUTE_MODES, default="float32")
     arguments = parser.parse_args(argv)
-    found = list(fixtures_in(arguments.paths))
+    try:
+        require_local(vars(arguments))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    found = list(fixtures_in([Path(path) for path in arguments.paths]))
     if not found:
-        sys.exit(f"error: no .npz in {', '.join(map(str, arguments.paths))}")
+        sys.exit(f"error: no .npz in {', '.join(arguments.paths)}")
     width = max(len(path.stem) for path in found) + 2
     heads = ("arrays", "forward", "gradients", "steps")
     print(f"{'':{width}}" + "".join(f"{head:>12}" for head in heads))

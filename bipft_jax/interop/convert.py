@@ -28,6 +28,7 @@ from bipft_jax.interop.hugging_face import (
 )
 from bipft_jax.interop.model_card import heads
 from bipft_jax.models.recipes import RECIPES
+from bipft_jax.paths import require_local
 from bipft_jax.training.checkpoints import Checkpointer
 from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import is_scale, new_state
@@ -169,6 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command. Exits with one line for what cannot be read or written."""
     parsed = _parse_arguments(arguments)
     try:
+        require_local(vars(parsed))
         parsed.command(parsed)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -15,6 +15,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from bipft_jax.training.workdir import absolute
+
 METRICS_NAME = "metrics.jsonl"
 
 
@@ -37,25 +39,20 @@ class Telemetry:
         """Opens the files, and drops what an earlier, killed process logged after `start_step`.
 
         Arguments:
-          workdir: a local (or mounted) directory, for files in a bucket cannot be appended to.
+          workdir: made if missing.
           name: what is running ("pretrain", "finetune"); begins the progress line.
           start_step: the step the run was restored at; 0 for a new run, which drops every line.
           total_steps: the last step, for the progress line.
 
         Raises:
-          ValueError: `workdir` is a bucket, or metrics.jsonl has a line, other than an unfinished
-            last one, that is not one of its own.
+          ValueError: metrics.jsonl has a line, other than an unfinished last one, that is not one
+            of its own; or `workdir` is gs:// or the like.
         """
         self._name, self._total_steps = name, total_steps
         self._file = self._board = None
         if jax.process_index() != 0:
             return
-        if "://" in os.fspath(workdir):
-            raise ValueError(
-                f"{os.fspath(workdir)}: telemetry needs a directory that it can append to. Mount "
-                "the bucket (gcsfuse) and give the mounted path as --workdir."
-            )
-        directory = Path(workdir)
+        directory = absolute(workdir)
         directory.mkdir(parents=True, exist_ok=True)
         self._path = directory / METRICS_NAME
         if self._path.exists():

@@ -3,10 +3,12 @@
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
+
+from bipft_jax.paths import require_local
 
 CONFIG_NAME = "config.json"
 _ABSENT = "(absent)"
@@ -14,13 +16,13 @@ _ABSENT = "(absent)"
 _MAY_CHANGE = ("mesh.", "data_workers", "log_every", "profile_steps")
 
 
-def absolute(workdir: str | os.PathLike[str]) -> epath.Path:
-    """The workdir as an absolute path, local or in a bucket (`gs://...`)."""
-    text = os.fspath(workdir)
-    return epath.Path(text if "://" in text else os.path.abspath(os.path.expanduser(text)))
+def absolute(workdir: str | os.PathLike[str]) -> Path:
+    """The workdir as an absolute path. Raises: ValueError for gs:// and the like."""
+    require_local({"workdir": workdir})
+    return Path(os.path.abspath(os.path.expanduser(workdir)))
 
 
-def write_atomically(path: epath.Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replaces a file in one step: a killed process leaves the old text or the new, never half."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -30,9 +32,9 @@ def write_atomically(path: epath.Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: epath.PathLike, value: Mapping[str, Any]) -> None:
+def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     """Replaces a JSON file in one step, making its directory."""
-    path = epath.Path(path)
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value, indent=1) + "\n")
 
@@ -64,9 +66,10 @@ def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) ->
 
     Raises:
       ValueError: the workdir has another configuration: names each key that differs, with both
-        values; those of `_MAY_CHANGE` may. Also if `config` is not JSON or config.json cannot be
-        read.
+        values; those of `_MAY_CHANGE` may. Also if `config` is not JSON, config.json cannot be
+        read, or the workdir or a path in `config` is gs:// or the like.
     """
+    require_local({**config, "workdir": workdir})
     path = absolute(workdir) / CONFIG_NAME
     try:
         text = json.dumps(config, indent=2, sort_keys=True)

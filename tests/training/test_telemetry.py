@@ -154,8 +154,3 @@ def test_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError):  # what was not written is still in the buffer
         full.close()
     telemetry.close()
-
-
-def test_buckets_are_refused_with_advice():
-    with pytest.raises(ValueError, match="gcsfuse"):
-        Telemetry("gs://bucket/run", name="pretrain")

@@ -1,10 +1,11 @@
 """A workdir is claimed by one configuration."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from bipft_jax.training.workdir import claim_workdir
+from bipft_jax.training.workdir import absolute, claim_workdir
 
 CONFIG = {"model": {"recipe": "bipft_b", "layers": 12}, "betas": (0.9, 0.999), "extra": {}}
 
@@ -43,3 +44,15 @@ def test_broken_configurations_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model": ')
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         claim_workdir(tmp_path, CONFIG)
+
+
+def test_a_workdir_is_made_absolute(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/some:one")
+    monkeypatch.chdir(tmp_path)
+    for given, expected in {
+        "~/runs/a:b": "/home/some:one/runs/a:b",
+        "a:b/../gs:/c": f"{tmp_path}/gs:/c",
+        Path("a:b"): f"{tmp_path}/a:b",
+        "/x//y/": "/x/y",
+    }.items():
+        assert absolute(given) == Path(expected)

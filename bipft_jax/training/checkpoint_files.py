@@ -18,12 +18,12 @@ import logging
 import os
 import re
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from bipft_jax.training.checkpoint_digests import DIGESTS_NAME, changed_file
@@ -65,21 +65,21 @@ class RestoredParameters(NamedTuple):
     metrics: dict[str, float | None]
 
 
-def steps_in(directory: epath.Path) -> list[int]:
+def steps_in(directory: Path) -> list[int]:
     """Steps of the complete checkpoints, ascending; none if there is no such directory."""
     if not directory.exists():
         return []
     return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(directory))
 
 
-def _require(directory: epath.Path, step: int) -> None:
+def _require(directory: Path, step: int) -> None:
     steps = steps_in(directory)
     if step not in steps:
         there = f"there are {', '.join(map(str, steps))}" if steps else "there are none at all"
         raise CheckpointError(f"{directory} has no checkpoint of step {step}; {there}.")
 
 
-def verify(directory: epath.Path, step: int, items: Collection[str]) -> None:
+def verify(directory: Path, step: int, items: Collection[str]) -> None:
     """Compares the files of some items with their digests; a warning if there are none.
 
     All processes of a job call it. The first one reads and its finding is everyone's.
@@ -104,7 +104,7 @@ def verify(directory: epath.Path, step: int, items: Collection[str]) -> None:
         raise DamagedCheckpointError(_damaged(directory, step, found))
 
 
-def read_json(directory: epath.Path, step: int, item: str) -> dict[str, Any]:
+def read_json(directory: Path, step: int, item: str) -> dict[str, Any]:
     """A JSON item of a checkpoint, compared with its digest.
 
     Raises CheckpointError, or its DamagedCheckpointError.
@@ -117,7 +117,7 @@ def read_json(directory: epath.Path, step: int, item: str) -> dict[str, Any]:
         return json.loads((directory / str(step) / item / JSON_FILES[item]).read_text())
 
 
-def stored_arrays(directory: epath.Path, step: int, item: str) -> Any:
+def stored_arrays(directory: Path, step: int, item: str) -> Any:
     """The tree of shapes and dtypes of an item's arrays, read from its description."""
     _require(directory, step)
     with _naming_damage(directory, step, item):
@@ -127,7 +127,7 @@ def stored_arrays(directory: epath.Path, step: int, item: str) -> Any:
         )
 
 
-def read_arrays(directory: epath.Path, step: int, item: str, tree: Any, how: Any) -> Any:
+def read_arrays(directory: Path, step: int, item: str, tree: Any, how: Any) -> Any:
     """The arrays of an item in the structure of `tree`; `how` has a RestoreArgs for each leaf."""
     with _naming_damage(directory, step, item), ocp.PyTreeCheckpointer() as reader:
         return reader.restore(
@@ -135,7 +135,7 @@ def read_arrays(directory: epath.Path, step: int, item: str, tree: Any, how: Any
         )
 
 
-def read_parameters(directory: epath.Path, step: int) -> RestoredParameters:
+def read_parameters(directory: Path, step: int) -> RestoredParameters:
     """The parameters of a checkpoint as NumPy arrays, with its JSON items.
 
     Raises:
@@ -154,7 +154,7 @@ def read_parameters(directory: epath.Path, step: int) -> RestoredParameters:
     )
 
 
-def set_aside(directory: epath.Path, step: int) -> epath.Path:
+def set_aside(directory: Path, step: int) -> Path:
     """Renames a checkpoint so that nothing reads it and its step can be saved; the new path."""
     target, count = directory / f"damaged-{step}", 1
     while target.exists():
@@ -165,7 +165,7 @@ def set_aside(directory: epath.Path, step: int) -> epath.Path:
 
 
 @contextlib.contextmanager
-def _naming_damage(directory: epath.Path, step: int, item: str) -> Iterator[None]:
+def _naming_damage(directory: Path, step: int, item: str) -> Iterator[None]:
     """Turns errors that mean a damaged file into a DamagedCheckpointError; others pass."""
     try:
         yield
@@ -181,7 +181,7 @@ def _naming_damage(directory: epath.Path, step: int, item: str) -> Iterator[None
         raise
 
 
-def _damaged(directory: epath.Path, step: int, found: str) -> str:
+def _damaged(directory: Path, step: int, found: str) -> str:
     return f"The checkpoint {directory / str(step)} is damaged, in its {found}."
 
 

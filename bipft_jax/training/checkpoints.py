@@ -12,11 +12,11 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
@@ -323,9 +323,8 @@ class Checkpointer:
 
     def _write_digests(self) -> None:
         final = self._directory / str(self._saving)
-        # As orbax chooses it: in a bucket the final directory itself, which counts only later.
         kind = ocp.path.atomicity_defaults.get_default_temporary_path_class(final)
-        write_digests(kind.from_final(final).get())
+        write_digests(Path(kind.from_final(final).get()))
 
     @contextlib.contextmanager
     def _naming_failure(self) -> Iterator[None]:
@@ -401,7 +400,7 @@ def restore_params(
     raise _none_left(directory, damaged)
 
 
-def _selection(directory: epath.Path, steps: Sequence[int]) -> dict[str, Any]:
+def _selection(directory: Path, steps: Sequence[int]) -> dict[str, Any]:
     """By which metric a run selects. All its checkpoints have it; a damaged one is passed over."""
     damaged: list[DamagedCheckpointError] = []
     for step in reversed(steps):
@@ -431,7 +430,7 @@ def verify_tokenizer(checkpoint_tokenizer: Mapping[str, Any], tokenizer: Tokeniz
         )
 
 
-def _none_left(directory: epath.Path, damaged: Iterable[Exception]) -> DamagedCheckpointError:
+def _none_left(directory: Path, damaged: Iterable[Exception]) -> DamagedCheckpointError:
     return DamagedCheckpointError(
         f"No usable checkpoint is left in {directory}: {' '.join(map(str, damaged))} Restore the "
         "directory from a backup, or start again with another --workdir."

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bipft_jax.models.attention import SelfAttention
+from bipft_jax.models.attention import ATTENTION_MAPS, SelfAttention
 from bipft_jax.models.bert import BertForPreTraining, EncoderLayer
 from bipft_jax.models.recipes import RECIPES, BertConfig, bert_config, recipe_named
 from bipft_jax.training.state import calibrate, initial_params, is_scale
@@ -238,6 +238,30 @@ def test_bfloat16_activations_give_float32_logits_and_gradients(recipe):
     gradients = jax.jit(jax.grad(loss))(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.float32)}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_codes_of_probabilities_are_those_of_an_exact_softmax():
+    """Activations are bfloat16; softmax and threshold are not."""
+    config = small("bipft_a", dtype="bfloat16", hidden=32, heads=4)
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, 64, 32)), jnp.bfloat16)
+    mask = jnp.asarray(np.arange(64) < np.array([[64], [50], [20], [5]]), jnp.int32)
+    module = SelfAttention(config)
+    params = flatten_dict(module.init(jax.random.key(0), x, mask, True)["params"])
+    params = {
+        path: jnp.float32(1.0) if path[-1].endswith("_scale") else leaf * 10
+        for path, leaf in params.items()
+    }
+    params[("probs_scale",)] = jnp.float32(0.04)
+    variables = {"params": unflatten_dict(params)}
+    _, reported = module.apply(variables, x, mask, True, mutable=[ATTENTION_MAPS])
+    (scores,), (multiplied,) = (reported[ATTENTION_MAPS][name] for name in ("scores", "probs"))
+    exact = np.exp(np.float64(scores)) * np.asarray(mask)[:, None, None]
+    exact /= exact.sum(-1, keepdims=True)
+    on = exact > 0.02
+    assert 0.1 < on.mean() < 0.9
+    clear = np.abs(exact - 0.02) > 1e-6
+    np.testing.assert_array_equal((np.asarray(multiplied) > 0)[clear], on[clear])
 
 
 def test_calibration_fills_missing_scales_and_touches_nothing_else():

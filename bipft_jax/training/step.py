@@ -78,15 +78,24 @@ def next_state(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The state after one update, and the update's metrics with `gradient_norm` and `skipped`.
 
-    Where the loss or the gradient is not finite, the update is skipped: `step` goes on, parameters
-    and optimiser stay, all metrics are 0 but `skipped`, which is 1. `OPTIMIZER_SCOPE` names the
-    optimiser's instructions in the compiled program.
+    Where the loss or the gradient is not finite, the update is skipped: `step` and the schedule's
+    count go on, so that a schedule of T updates ends after T steps; parameters and moments stay;
+    all metrics are 0 but `skipped`, which is 1. `OPTIMIZER_SCOPE` names the optimiser's
+    instructions in the compiled program.
     """
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
 
+    def is_schedule(node):
+        return isinstance(node, optax.ScaleByScheduleState)
+
     def if_finite(new, old):
-        return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        return jax.tree.map(
+            lambda n, o: n if is_schedule(n) else jnp.where(finite, n, o),
+            new,
+            old,
+            is_leaf=is_schedule,
+        )
 
     with jax.named_scope(OPTIMIZER_SCOPE):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)

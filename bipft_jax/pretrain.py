@@ -33,7 +33,6 @@ from bipft_jax.training.checkpoints import Checkpointer, verify_tokenizer
 from bipft_jax.training.distillation import Teacher, make_teacher
 from bipft_jax.training.flops import update_flops
 from bipft_jax.training.optimizer import adamw, linear_schedule
-from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.processes import interruption, is_first, say
 from bipft_jax.training.profiling import profile_range, profiling
 from bipft_jax.training.state import Params, TrainState
@@ -279,8 +278,7 @@ def _diverged(run: Run, state: TrainState, teacher_params, batch, gradients_of) 
     step, skipped, size = int(state.step), int(state.skipped_in_row), run.config.batch_size
     before = state.replace(step=state.step - 1)
     gradients, _ = jax.jit(gradients_of)(before, teacher_params, batch)
-    finite = jax.jit(lambda g: jax.tree.map(lambda x: jnp.isfinite(x).all(), g))(gradients)
-    bad = [name for name, ok in named_leaves(jax.device_get(finite)).items() if not ok]
+    bad = states.not_finite(gradients)
     where = f"the gradient of {bad[0]} and {len(bad) - 1} others" if bad else "the loss"
     return (
         f"{skipped} updates in a row were skipped, from update {step - skipped + 1} on: {where} is "

@@ -42,11 +42,20 @@ def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> T
     return jax.eval_shape(lambda p: new_state(p, optimizer), params)
 
 
+@jax.jit
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+
+def not_finite(tree: Any) -> list[str]:
+    """The names of the leaves that have a NaN or an infinity."""
+    return [name for name, ok in named_leaves(jax.device_get(_finite(tree))).items() if not ok]
+
+
 def require_finite(params: Params) -> None:
     """Raises FloatingPointError, with the parameter's name, if one has a NaN or an infinity: such a
     state is not to be saved."""
-    finite = jax.jit(lambda p: jax.tree.map(lambda x: jnp.isfinite(x).all(), p))(params)
-    bad = [name for name, ok in named_leaves(jax.device_get(finite)).items() if not ok]
+    bad = not_finite(params)
     if bad:
         raise FloatingPointError(
             f"{bad[0]} and {len(bad) - 1} other parameters are not finite: this state is not "

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from bipft_jax.training.checkpoints import restore_params
+from bipft_jax.training.optimizer import adamw, linear_schedule
 from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import new_state, require_finite
 from bipft_jax.training.step import mean_metrics, next_state
@@ -127,6 +128,20 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
     total = jax.tree.map(lambda *values: sum(values), *rows, metrics)
     means = mean_metrics(total, 4)
     assert means["skipped_updates"] == 2 and means["loss"] == (1.0 + 4.0) / 2
+
+
+def test_the_schedule_ends_though_updates_were_skipped():
+    """Rates 0, 1, 0.75, 0.5, 0.25, 0; a step without moments moves by its rate."""
+    rates = linear_schedule(1.0, 1, 5)
+    optimizer = adamw(rates, weight_decay=0.0, clip_norm=1.0, b1=0.0, b2=0.0, eps=0.0)
+    state = new_state({"w": jnp.zeros(1)}, optimizer)
+    step = jax.jit(lambda s, g: next_state(optimizer, s, {"w": g}, {"loss": 0.0})[0])
+    moved = []
+    for gradient in (1.0, 1.0, jnp.nan, jnp.nan, 1.0, 1.0):
+        after = step(state, jnp.full(1, gradient))
+        moved.append(float(state.params["w"][0] - after.params["w"][0]))
+        state = after
+    np.testing.assert_allclose(moved, [0.0, 1.0, 0.0, 0.0, 0.25, 0.0], atol=1e-6)
 
 
 def test_a_state_that_is_not_finite_is_not_saved_and_its_parameter_named():

@@ -378,8 +378,9 @@ def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str,
             "last": checkpointer.metrics(run.total),
             "intermediate": intermediate,
         }
-    if is_first():
-        write_json(finished, result)
+        if is_first():
+            write_json(finished, result)
+        checkpointer.keep_parameters({best, run.total})
     return result
 
 
@@ -413,6 +414,8 @@ def _loop(
     description = checkpoint_description(model.config, model.classes, config.to_dict())
     tokenizer = run.source.tokenizer.to_dict()
     teacher_params = sharding.put(run.mesh, teacher.params if teacher else None)
+    # On the devices once, not anew for every update.
+    device_seed = jax.device_put(np.int32(seed), sharding.replicated(run.mesh))
     start = step = int(state.step)
     batches = glue_batches.train_batches(data.train, config.batch_size, seed, total, start)
     unread: list[dict[str, jax.Array]] = []  # metrics since the last log point
@@ -430,7 +433,7 @@ def _loop(
                 step, evaluated, len(data.train), config.batch_size
             )
             rows = sharding.put_batch(run.mesh, batch)
-            state, metrics = stage.update(state, teacher_params, seed, rows, dropout=dropout)
+            state, metrics = stage.update(state, teacher_params, device_seed, rows, dropout=dropout)
             step += 1
             unread.append(metrics)
             if step == start + 1:

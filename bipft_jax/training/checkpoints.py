@@ -7,11 +7,13 @@ of its files are written just before it, and compared before anything is used.
 """
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +80,8 @@ class Checkpointer:
           keep_every: keep the checkpoints of steps that are multiples of this; 0 keeps none so.
           best_metric: the metric given to `save` by which one checkpoint is kept as the best; None
             to keep none so.
-          best_mode: "min" if lower is better, "max" if higher is. Of equals the later is better.
+          best_mode: "min" if lower is better, "max" if higher is. Of equals the first is the best,
+            as in the references (SPEC 2.7).
 
         Raises:
           ValueError: `keep_every` is negative or `best_mode` unknown.
@@ -99,13 +102,7 @@ class Checkpointer:
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
         if best_metric is not None:
-            policies.append(
-                ocp.checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: _score(metrics, best_metric, best_mode),
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            policies.append(_Best(metric=best_metric, mode=best_mode))
         self._manager = _Manager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -183,6 +180,21 @@ class Checkpointer:
             self.wait()
         finally:
             self._manager.close()
+
+    def keep_parameters(self, steps: Collection[int]) -> None:
+        """Of a finished run, keeps the parameters of some checkpoints, with what describes them,
+        and deletes the rest: two thirds of a checkpoint are the optimiser's moments, and no run
+        goes on from it any more. All processes of a job call it."""
+        self.wait()
+        for step in self._manager.all_steps():
+            if step not in steps:
+                self._manager.delete(step)
+        multihost_utils.sync_global_devices("other checkpoints are deleted")
+        if jax.process_index() == 0:
+            for step in steps:
+                state = self._directory / str(step) / "training_state"
+                shutil.rmtree(state, ignore_errors=True)  # a part that is left costs only space
+        multihost_utils.sync_global_devices("training states are deleted")
 
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, counting one being written; None if there is none."""
@@ -457,6 +469,19 @@ def _best_step(
 ) -> int | None:
     if best_metric is None:
         return None
-    scores = [(_score(values, best_metric, best_mode), step) for step, values in metrics.items()]
-    score, step = max(scores, default=(-math.inf, None))
-    return None if score == -math.inf else step
+    scores = {step: _score(metrics[step], best_metric, best_mode) for step in sorted(metrics)}
+    best = max(scores, key=scores.__getitem__, default=None)  # the first of equals
+    return None if best is None or scores[best] == -math.inf else best
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Best(ocp.checkpoint_managers.PreservationPolicy):
+    """Keeps the checkpoint of `_best_step`; orbax's own BestN keeps the last of equals."""
+
+    metric: str
+    mode: str
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        metrics = {info.step: info.metrics or {} for info in checkpoints}
+        best = _best_step(metrics, self.metric, self.mode)
+        return [info.step == best for info in checkpoints]

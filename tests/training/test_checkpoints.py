@@ -147,15 +147,29 @@ def test_latest_best_and_every_nth_survive_also_across_restarts(tmp_path):
 
 def test_best_by_a_maximum_in_one_process(tmp_path):
     with open_checkpoints(tmp_path, best_metric="f1", best_mode="max") as checkpointer:
-        for step, f1 in enumerate([0.1, 0.9, 0.8, 0.2], start=1):
+        # Of equals the first: SPEC 2.7 replaces the best by what is strictly greater.
+        for step, f1 in enumerate([0.1, 0.9, 0.8, 0.9, 0.2], start=1):
             save(checkpointer, step, {"f1": f1, "loss": 1 - f1})
         checkpointer.wait()
-        assert steps_on_disk(tmp_path) == {"2", "3", "4"}
+        assert steps_on_disk(tmp_path) == {"2", "4", "5"}
         assert checkpointer.best_step() == 2
     assert restore_params(tmp_path, "best").step == 2
     # By which metric, every checkpoint says.
-    truncate_largest(tmp_path / "checkpoints" / "4" / "selection")
+    truncate_largest(tmp_path / "checkpoints" / "5" / "selection")
     assert restore_params(tmp_path, "best").step == 2
+
+
+def test_a_finished_run_keeps_parameters_alone(tmp_path):
+    with open_checkpoints(tmp_path, best_metric="loss") as checkpointer:
+        for step, loss in enumerate([1.0, 2.0, 3.0], start=1):
+            save(checkpointer, step, {"loss": loss})
+        checkpointer.wait()
+        assert steps_on_disk(tmp_path) == {"1", "2", "3"}
+        checkpointer.keep_parameters({1, 3})
+    assert steps_on_disk(tmp_path) == {"1", "3"}
+    assert not list((tmp_path / "checkpoints").glob("*/training_state"))
+    for step, which in ((1, "best"), (3, "latest")):
+        assert restore_params(tmp_path, which).step == step
 
 
 def test_without_metrics_only_the_two_latest_are_kept_and_nothing_is_best(tmp_path):

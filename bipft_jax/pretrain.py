@@ -91,8 +91,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
         workdir, keep_every=config.keep_every, best_metric=BEST_METRIC, best_mode="min"
     )
     with interruption(), checkpointer, sharding.on(run.mesh):
-        state = restored_state(run, checkpointer) or first_state(run)
         teacher, teacher_params = load_teacher(run)
+        state = restored_state(run, checkpointer) or first_state(run)
         claim_workdir(workdir, config.to_dict())
         return _loop(run, workdir, checkpointer, state, teacher, teacher_params)
 
@@ -181,6 +181,8 @@ def load_teacher(run: Run) -> tuple[Teacher | None, Params | None]:
     """The full-precision teacher named by the config, if any, and its parameters on the devices."""
     config = run.config
     if not config.teacher:
+        if config.mlm_distillation:
+            raise ValueError("mlm_distillation needs a teacher: give --config.teacher=DIR")
         return None, None
     source = load_source(config.teacher)
     verify_tokenizer(source.tokenizer.to_dict(), run.corpus.tokenizer)
@@ -189,7 +191,11 @@ def load_teacher(run: Run) -> tuple[Teacher | None, Params | None]:
         dropout=config.dropout, dtype=config.dtype, compute=config.compute
     )
     teacher, params = make_teacher(
-        teacher_config, source.params, run.model.config, dropout=config.teacher_dropout
+        teacher_config,
+        source.params,
+        run.model.config,
+        dropout=config.teacher_dropout,
+        mlm_weight=config.mlm_distillation,
     )
     if not teacher.has_nsp:
         say(f"the teacher {config.teacher} has no NSP head: the NSP soft loss is off")

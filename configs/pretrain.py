@@ -55,6 +55,9 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.unigram_bias = True  # from scratch, MLM bias starts at log word frequency, not at 0
     config.teacher = ""  # workdir of a full-precision model of the same size to distil from
     config.teacher_dropout = True  # the reference's teacher runs with its dropout active
+    # Weight of imitating the teacher's distribution of each masked token too, for which the teacher
+    # needs an MLM head. 0, as in the reference: hidden states and next-sentence distribution alone.
+    config.mlm_distillation = 0.0
 
     # Devices: `data` splits the batch and gets those that the two others leave
     config.mesh = ml_collections.ConfigDict()

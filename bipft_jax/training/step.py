@@ -141,7 +141,9 @@ def pretraining_gradients(
             loss, metrics = pretraining_loss(output, micro, counts)
             if teacher is not None:
                 targets = teacher(teacher_params, micro, teacher_key)
-                extra, terms = distillation_loss(output, *targets, counts)
+                extra, terms = distillation_loss(
+                    output, targets, micro, counts, teacher.mlm_weight
+                )
                 loss, metrics = loss + extra, {**metrics, **terms}
             return loss, {"loss": loss, **metrics}
 

@@ -11,7 +11,7 @@ import pytest
 from bipft_jax.models.bert import BertForPreTraining, PretrainingOutput
 from bipft_jax.models.recipes import BertConfig, recipe_named
 from bipft_jax.training import sharding
-from bipft_jax.training.distillation import distillation_loss, make_teacher
+from bipft_jax.training.distillation import Targets, distillation_loss, make_teacher
 from bipft_jax.training.losses import Counts, classification_loss, pretraining_loss
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import calibrate, initial_params, is_scale, new_state
@@ -55,7 +55,9 @@ def one_update(recipe, batch, *, accumulation=1, devices=1, with_teacher=False):
     if with_teacher:
         fp = config_of("fp")
         theirs = initial_params(BertForPreTraining(fp), jax.random.key(5), *inputs)
-        teacher, teacher_params = make_teacher(fp, theirs, model.config, dropout=False)
+        teacher, teacher_params = make_teacher(
+            fp, theirs, model.config, dropout=False, mlm_weight=0.5
+        )
     optimizer = optax.sgd(-1.0)
     step = pretraining_step(model, optimizer, seed=0, accumulation=accumulation, teacher=teacher)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
@@ -142,13 +144,27 @@ def test_distillation_halves_the_cross_entropy_and_averages_over_hidden_states()
     theirs = ours.at[1].add(2.0)  # one of three hidden states is off by 2 everywhere
     output = PretrainingOutput(None, jnp.zeros((2, 2)), ours)
     counts = Counts(jnp.float32(2), jnp.float32(1))
-    loss, metrics = distillation_loss(output, theirs, jnp.asarray([[9.0, 1.0], [0.0, 3.0]]), counts)
+    targets = Targets(theirs, jnp.asarray([[9.0, 1.0], [0.0, 3.0]]), None)
+    loss, metrics = distillation_loss(output, targets, {}, counts)
     np.testing.assert_allclose(metrics["hidden_loss"], 4 / 3, rtol=1e-6)
     # A uniform student has cross entropy log 2 with any target; averaged over 2 classes: half.
     np.testing.assert_allclose(metrics["nsp_soft_loss"], np.log(2) / 2, rtol=1e-6)
     np.testing.assert_allclose(loss, 4 / 3 + np.log(2) / 2, rtol=1e-6)
-    _, without_nsp = distillation_loss(output, theirs, None, counts)
+    _, without_nsp = distillation_loss(output, Targets(theirs, None, None), {}, counts)
     assert list(without_nsp) == ["hidden_loss"]
+
+
+def test_distributions_of_masked_tokens_are_imitated_where_there_is_one():
+    states = jnp.zeros((1, 1, 2, 3))
+    ours = jnp.log(jnp.asarray([[[0.5, 0.5], [0.9, 0.1]]]))
+    theirs = jnp.log(jnp.asarray([[[0.25, 0.75], [0.5, 0.5]]]))
+    output = PretrainingOutput(ours, jnp.zeros((1, 2)), states)
+    batch = {"mlm_weights": jnp.asarray([[1.0, 0.0]])}  # the second place is padding
+    counts = Counts(jnp.float32(1), jnp.float32(2))  # another micro-batch has a masked token, too
+    loss, metrics = distillation_loss(output, Targets(states, None, theirs), batch, counts, 3.0)
+    divergence = 0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)  # of ours from theirs
+    np.testing.assert_allclose(metrics["mlm_soft_loss"], divergence / 2, rtol=1e-5)
+    np.testing.assert_allclose(loss, 3 * divergence / 2, rtol=1e-5)
 
 
 def test_a_teacher_of_another_width_is_refused_and_one_without_nsp_head_is_noticed():
@@ -157,6 +173,8 @@ def test_a_teacher_of_another_width_is_refused_and_one_without_nsp_head_is_notic
         make_teacher(dataclasses.replace(teacher_config, hidden=32), {}, student, dropout=True)
     teacher, used = make_teacher(teacher_config, {"bert": {}, "mlm_bias": 0}, student, dropout=True)
     assert not teacher.has_nsp and list(used) == ["bert"]
+    with pytest.raises(ValueError, match="teacher has no mlm_dense.* leave mlm_distillation at 0"):
+        make_teacher(teacher_config, {"bert": {}}, student, dropout=True, mlm_weight=1.0)
 
 
 def test_regression_and_padded_rows():

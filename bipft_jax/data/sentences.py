@@ -23,18 +23,19 @@ _LAST_WORD_CHARS = 24  # no abbreviation is longer
 # Never the end of a sentence: a name or an explanation follows.
 _NEVER_FINAL = frozenset(
     "mr mrs ms mme mlle messrs dr prof rev fr hon st ste mt ft gen lt col maj capt cmdr sgt cpl "
-    "pvt adm brig gov sen rep pres supt insp eds trans cf vs v viz e.g i.e ca c approx est b d "
-    "p pp nos vols figs eq".split()
+    "pvt adm brig gov sen rep pres supt insp eds trans cf vs v viz e.g i.e ca approx est pp nos "
+    "vols figs eq".split()
 )
 # Abbreviations before a number ("No. 5", "Sept. 3"), where many are words themselves ("said no.").
 _BEFORE_NUMBER = frozenset(
     "no vol fig ch sec art ed op nr jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues "
     "wed thu thurs fri sat sun".split()
 )
-# The end of a sentence only if a word follows that usually begins one.
+# The end of a sentence only if a word follows that usually begins one. The letters stand for circa,
+# born, died and page ("d. 1602"), or for themselves ("in house d. The").
 _SOMETIMES_FINAL = frozenset(
     "jr sr inc co corp ltd bros etc esq dept univ assn ave blvd rd ph.d m.d b.a m.a u.s u.k u.n "
-    "d.c a.m p.m b.c a.d al".split()
+    "d.c a.m p.m b.c a.d al b c d p".split()
 )
 _STARTERS = frozenset(
     "a after all although an and another as at because before both but by despite during each even "

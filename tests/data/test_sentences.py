@@ -13,6 +13,7 @@ from bipft_jax.data.sentences import split_document, split_sentences
         ["He lives in the U.S. Army base.", "She moved to the U.S.", "The rest stayed."],
         ["It cost 3.5 million (approx. 2 percent).", "That is a lot."],
         ["See Fig. 3 and pp. 4, vol. 2, no. 5, e.g. the second.", "Then stop."],
+        ["Ada, d. 1852 in p. 3 of vol. b. 4, went to house d.", "The woman ran."],
         ["He said no.", "She sat.", "The sun shone on Sept. 3 at No. 7."],
         ["It ended World War I.", "The war was long."],
         ["“Are you awake, Katharine?”", "“Yes, I’m awake.", "What is it?”"],

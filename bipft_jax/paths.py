@@ -1,10 +1,13 @@
-"""The one rule for paths that users give: they are of the file system, never gs:// or the like."""
+"""The rules for paths that users give: they are of the file system, never gs:// or the like, and
+what exists by that name is meant, whatever characters the name has."""
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.:-]*", re.IGNORECASE)  # gs, s3, also tfds:gs
@@ -33,3 +36,33 @@ def require_local(given: Mapping[str, Any]) -> None:
                     'bucket (with gcsfuse, see README, "A TPU slice") and give the mounted path, '
                     "such as /mnt/BUCKET/..."
                 )
+
+
+def files_named(spec: str) -> list[str]:
+    """The file of that name; only if nothing exists by it, the files that it matches as a pattern.
+
+    Arguments:
+      spec: a path. Directories in it that exist are those, too; the pattern is what comes after.
+
+    Returns: at least one path, sorted.
+
+    Raises: ValueError if there is no such file, for a directory, or for a pipe or a device, which
+      can be read only once: the files are to be read more than once.
+    """
+    known, rest = Path(), list(Path(spec).parts)
+    while rest and (known / rest[0]).exists():
+        known /= rest.pop(0)
+    if not rest:
+        if known.is_dir():
+            raise ValueError(f"{spec} is a directory. Name its files, as in '{known}/*.jsonl'.")
+        if not known.is_file():
+            raise ValueError(
+                f"{spec} is a pipe or a device, which can be read only once, and text is read "
+                "several times. Write it into a file."
+            )
+        return [spec]
+    pattern = str(Path(glob.escape(str(known)), *rest))
+    paths = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
+    if not paths:
+        raise ValueError(f"No file matches {spec!r}. Check the path, and quote globs.")
+    return paths

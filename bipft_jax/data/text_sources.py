@@ -10,28 +10,42 @@ A source is named on the command line by a string:
                       be the path of a prepared dataset; SPLIT is `train` unless given
   'python-docs'       the embedded corpus (`bipft_jax.data.python_docs`)
 
-Text files may be plain or compressed (.gz, .xz, .zst).
+Text files may be plain or compressed (.gz, .xz, .zst). A name that exists is that file, also with
+brackets in it; only other names are patterns.
 """
 
 import abc
 import dataclasses
-import glob
-import gzip
 import hashlib
-import json
 import lzma
 import re
+import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import zstandard
+
+from bipft_jax.json_text import parse_json
+from bipft_jax.paths import files_named
 
 PYTHON_DOCS = "python-docs"
 
 _BLOCK_BYTES = 1 << 20
-_COMPRESSIONS = (".gz", ".xz", ".zst")
-_DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+# Of compressed content: a small piece can hold a thousand times as much text.
+_COMPRESSED_BLOCK_BYTES = 1 << 16
+# What reads one member (gzip), stream (xz) or frame (zstd); a file may have several of them.
+_DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),
+    ".xz": lzma.LZMADecompressor,
+    # zstd's own limit, that of --long=31; the library's is 128 MiB.
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
+}
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
+# Categories of Unicode, and letters and a symbol that are empty (Hangul fillers, a Braille blank).
+_INVISIBLE = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Mn"))
+_FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0\ufffd")
 _TFDS_SPEC = re.compile(r"tfds:(?P<name>[^:]+(?::[\d.*]+(?=:|$))?)(?::(?P<split>.+))?")
 
 
@@ -67,22 +81,21 @@ class TextSource(abc.ABC):
 
 
 def open_sources(specs: Sequence[str]) -> list[TextSource]:
-    """The sources that the strings name; files of a glob in sorted order, each file only once.
+    """The sources that the strings name; files of a pattern in sorted order, each only once.
 
     Raises:
-      ValueError: for a glob that matches nothing, or a file that is neither text nor JSON lines.
+      ValueError: for a name or a pattern of no file, for what can be read only once (a pipe), or a
+        file that is neither text nor JSON lines.
     """
     sources: dict[str, TextSource] = {}
     for spec in specs:
         if spec == PYTHON_DOCS:
             sources[spec] = PythonDocsSource()
         elif spec.startswith("tfds:"):
-            sources[spec] = TfdsSource(spec)
+            source = TfdsSource(spec)
+            sources.setdefault(source.identity, source)
         else:
-            paths = sorted(p for p in glob.glob(spec, recursive=True) if Path(p).is_file())
-            if not paths:
-                raise ValueError(f"No file matches {spec!r}. Check the path, and quote globs.")
-            for path in paths:
+            for path in files_named(spec):
                 sources.setdefault(str(Path(path).resolve()), FileSource(path))
     return list(sources.values())
 
@@ -93,7 +106,7 @@ class FileSource(TextSource):
     def __init__(self, path: str):
         self.name = path
         suffixes = Path(path).suffixes
-        self._compression = suffixes.pop() if suffixes and suffixes[-1] in _COMPRESSIONS else ""
+        self._compression = suffixes.pop() if suffixes and suffixes[-1] in _DECOMPRESSORS else ""
         kind = suffixes[-1] if suffixes else ""
         if kind not in (".txt", ".jsonl"):
             raise ValueError(
@@ -127,19 +140,22 @@ class FileSource(TextSource):
                 f"{self.name}:{number}: not valid UTF-8 at byte {error.start} of the line "
                 f"({error.reason}). Convert the file to UTF-8."
             ) from error
-        except _DAMAGED as error:
+        except (MemoryError, *_DAMAGED) as error:
+            # The window of zstd and the dictionary of xz are of the file's choice.
+            if isinstance(error, MemoryError) or "memory" in str(error):
+                reason = "more memory is needed to decompress it than may be used"
+            else:
+                reason = "damaged or incomplete compressed file"
             raise ValueError(
-                f"{self.name}: damaged or incomplete compressed file, unreadable after line "
-                f"{number} ({error})."
+                f"{self.name}: {reason}, unreadable after line {number} ({error})."
             ) from error
 
     def _blocks(self) -> Iterator[bytes]:
         """Yields the decompressed content in pieces."""
-        if self._compression == ".zst":
-            yield from _zstd_blocks(self.name)
-            return
-        opener = {"": open, ".gz": gzip.open, ".xz": lzma.open}[self._compression]
-        with opener(self.name, "rb") as stream:
+        with open(self.name, "rb") as stream:
+            if self._compression:
+                yield from _decompressed(stream, _DECOMPRESSORS[self._compression])
+                return
             while block := stream.read(_BLOCK_BYTES):
                 yield block
 
@@ -147,26 +163,27 @@ class FileSource(TextSource):
         paragraphs: list[str] = []
         first = 0
         for number, line in self._lines():
-            if line.strip():
-                if not paragraphs:
-                    first = number
-                paragraphs.append(line)
-            elif paragraphs:
-                yield self._document("\n".join(paragraphs), first)
-                paragraphs = []
+            for part in line.split("\r"):  # the line breaks of old Macs, or of half a conversion
+                if not _is_blank(part):
+                    if not paragraphs:
+                        first = number
+                    paragraphs.append(part)
+                elif paragraphs:
+                    yield self._document("\n".join(paragraphs), first)
+                    paragraphs = []
         if paragraphs:
             yield self._document("\n".join(paragraphs), first)
 
     def _json_documents(self) -> Iterator[Document]:
         for number, line in self._lines():
-            if not line.strip():
+            if _is_blank(line):
                 continue
             try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
+                record = parse_json(line)
+            except ValueError as error:
                 raise ValueError(
-                    f"{self.name}:{number}: not valid JSON ({error.msg} at character "
-                    f"{error.pos + 1}). A .jsonl file has one JSON object on each line."
+                    f"{self.name}:{number}: not valid JSON ({error}). A .jsonl file has one JSON "
+                    "object on each line."
                 ) from error
             text = record.get("text") if isinstance(record, dict) else None
             if not isinstance(text, str):
@@ -195,6 +212,11 @@ class TfdsSource(TextSource):
         self._split = match["split"] or "train"
         self._records = self._load()
 
+    @property
+    def identity(self) -> str:
+        """The same for all ways to spell the same records."""
+        return f"{Path(self._dataset).expanduser().resolve()}:{self._split}"
+
     def _load(self) -> Sequence[dict[str, object]]:
         import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
@@ -205,10 +227,11 @@ class TfdsSource(TextSource):
             else:
                 builder = tfds.builder(self._dataset, file_format="array_record")
                 builder.download_and_prepare()
-            if "text" not in (builder.info.features or {}):
+            features = dict((builder.info.features or {}).items())
+            if not isinstance(features.get("text"), tfds.features.Text):
                 raise ValueError(
-                    f"{self.name}: the dataset has no feature 'text'; it has "
-                    f"{sorted(builder.info.features or {})}."
+                    f"{self.name}: the dataset has no text feature 'text'; it has "
+                    f"{', '.join(f'{name}: {feature}' for name, feature in features.items())}."
                 )
             records = builder.as_data_source(split=self._split)
         except ImportError as error:
@@ -241,7 +264,7 @@ class TfdsSource(TextSource):
             where = f"{self.name} record {index}"
             raw = self._records[index]["text"]
             try:
-                text = raw.decode("utf-8") if isinstance(raw, bytes) else str(raw)
+                text = raw.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{where}: not valid UTF-8 ({error.reason}).") from error
             yield Document(text, where, len(text.encode("utf-8")))
@@ -272,26 +295,40 @@ class PythonDocsSource(TextSource):
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """Yields the lines of a file that comes in pieces, without their line breaks."""
-    rest = b""
+    pieces: list[bytes] = []  # of the line that has not ended yet
     for block in blocks:
-        lines = (rest + block).split(b"\n")
-        rest = lines.pop()
-        yield from lines
-    if rest:
+        first, *others = block.split(b"\n")
+        pieces.append(first)
+        for other in others:
+            yield b"".join(pieces)
+            pieces = [other]
+    if rest := b"".join(pieces):
         yield rest
 
 
-def _zstd_blocks(path: str) -> Iterator[bytes]:
-    """Decompresses all frames; the library's own file reader ends silently in a cut-off frame."""
-    decompressor = zstandard.ZstdDecompressor()
-    frame = None
-    with open(path, "rb") as stream:
-        while compressed := stream.read(_BLOCK_BYTES):
-            while compressed:
-                frame = frame or decompressor.decompressobj()
-                yield frame.decompress(compressed)
-                compressed = frame.unused_data if frame.eof else b""
-                if frame.eof:
-                    frame = None
-    if frame is not None:
-        raise EOFError("the file ends in the middle of a zstd frame")
+def _is_blank(line: str) -> bool:
+    """Whether a line has nothing but white space and characters that show nothing, which tokenizers
+    drop: controls, formats (U+200B, U+FEFF, U+00AD), marks without a letter to stand on."""
+    return all(
+        char.isspace() or char in _FILLERS or unicodedata.category(char) in _INVISIBLE
+        for char in line
+    )
+
+
+def _decompressed(stream: BinaryIO, decompressor: Callable[[], Any]) -> Iterator[bytes]:
+    """The content of all members of a compressed file, one after the other. The libraries' own file
+    readers end in silence at a frame of zstd that is cut off and before a damaged stream of xz."""
+    member = None
+    while compressed := stream.read(_COMPRESSED_BLOCK_BYTES):
+        while compressed:
+            if member is None:  # gzip and xz allow zeros after a member
+                compressed = compressed.lstrip(b"\0")
+                if not compressed:
+                    break
+                member = decompressor()
+            yield member.decompress(compressed)
+            compressed = member.unused_data if member.eof else b""
+            if member.eof:
+                member = None
+    if member is not None:
+        raise EOFError("the file ends in the middle of its compressed content")

@@ -1,6 +1,7 @@
 import gzip
 import json
 import lzma
+import os
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
-from bipft_jax.data import python_docs
+from bipft_jax.data import python_docs, text_sources
 from bipft_jax.data.sentences import split_sentences
 from bipft_jax.data.text_sources import open_sources
 
@@ -71,6 +72,9 @@ def test_globs_are_sorted_and_files_come_once(tmp_path):
         ("a.jsonl", b'{"text": 3}', r"a\.jsonl:1: .* no field 'text'"),
         ("a.jsonl", b'["text"]', r"a\.jsonl:1: .* no field 'text'"),
         ("a.jsonl", b'{"text": "\\ud800"}', r"a\.jsonl:1: not valid Unicode"),
+        ("a.jsonl", b'{"text": "a", "text": "b"}', r"a\.jsonl:1: .* the key 'text' twice"),
+        ("a.jsonl", b'\n{"n": ' + b"7" * 5000 + b"}", r"a\.jsonl:2: not valid JSON .*4300 digits"),
+        ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: not valid JSON \(it is nested too deeply\)"),
         ("a.txt", b"\n \n", r"a\.txt: holds no document"),
         ("a.txt", b"", r"a\.txt: holds no document"),
         ("a.csv", b"x", r"a\.csv: .*Supported endings"),
@@ -93,6 +97,76 @@ def test_a_truncated_file_is_an_error_not_a_short_corpus(tmp_path, ending):
     path.write_bytes(COMPRESSORS[ending](text)[:-9])
     with pytest.raises(ValueError, match=r"damaged or incomplete .* after line \d+"):
         _read(str(path))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz"])
+def test_all_members_are_read_or_the_file_is_damaged(tmp_path, ending):
+    compress, path = COMPRESSORS[ending], tmp_path / f"a.txt{ending}"
+    path.write_bytes(compress(b"one\n\n") + compress(b"two") + b"\0" * 8)  # padding, as of tapes
+    assert [document.text for document in _read(str(path))] == ["one", "two"]
+    path.write_bytes(compress(b"one\n\n") + b"?" + compress(b"two")[1:])
+    with pytest.raises(ValueError, match="damaged or incomplete"):
+        _read(str(path))
+
+
+def test_a_window_of_zstd_may_be_long_but_not_longer_than_memory(tmp_path):
+    path = tmp_path / "a.txt.zst"
+    long = zstandard.ZstdCompressionParameters.from_level(3, window_log=28, enable_ldm=True)
+    compressor = zstandard.ZstdCompressor(compression_params=long).compressobj()
+    path.write_bytes(compressor.compress(TEXT.encode()) + compressor.flush())
+    assert [document.text for document in _read(str(path))] == DOCUMENTS
+    window_of_4_gib = bytes([(32 - 10) << 3])
+    path.write_bytes(b"\x28\xb5\x2f\xfd\0" + window_of_4_gib + b"\x01\0\0")
+    with pytest.raises(ValueError, match=r"a\.txt\.zst: more memory is needed"):
+        _read(str(path))
+
+
+@pytest.mark.parametrize(
+    "line", ["\u200b", "\ufeff \u00ad", "\u2060\t", "\x00", "\u0301\ufe0f", "\u3164"]
+)
+def test_a_line_that_shows_nothing_is_blank(tmp_path, line):
+    path = tmp_path / "a.txt"
+    path.write_text(f"One.\n{line}\nTwo.\u200b\n", encoding="utf-8")
+    assert [(d.text, d.where) for d in _read(str(path))] == [
+        ("One.", f"{path}:1"),
+        ("Two.\u200b", f"{path}:3"),
+    ]
+
+
+def test_a_carriage_return_alone_ends_a_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"One.\rTwo.\r\rThree.\r")
+    assert [d.text for d in _read(f"{tmp_path}/a.txt")] == ["One.\nTwo.", "Three."]
+
+
+def test_a_long_line_is_put_together_once():
+    class Block(bytes):
+        def __radd__(self, other):
+            raise AssertionError("copied before the line ended")
+
+    blocks = [Block(b"a\nb"), *[Block(b"c")] * 3, Block(b"\n\nd")]
+    assert list(text_sources._lines(blocks)) == [b"a", b"bccc", b"", b"d"]
+
+
+def test_a_name_that_exists_is_no_pattern(tmp_path):
+    directory = tmp_path / "data [v1]"
+    directory.mkdir()
+    for name in ("[ab].txt", "a.txt", "c.txt"):
+        (directory / name).write_text(name)
+
+    def names(spec):
+        return [source.name.rpartition("/")[2] for source in open_sources([f"{directory}/{spec}"])]
+
+    assert names("[ab].txt") == ["[ab].txt"]
+    assert names("a.txt") == ["a.txt"]
+    assert names("[ac].txt") == ["a.txt", "c.txt"]  # nothing has this name
+    with pytest.raises(ValueError, match=r"data \[v1\] is a directory"):
+        open_sources([str(directory)])
+
+
+def test_what_can_be_read_only_once_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(ValueError, match=r"a\.txt is a pipe .* several times"):
+        open_sources([f"{tmp_path}/a.txt"])
 
 
 def test_a_glob_that_matches_nothing_is_an_error(tmp_path):
@@ -125,6 +199,7 @@ def tfds_directory(tmp_path):
 def test_tfds_datasets_are_read_without_tensorflow(tfds_directory):
     documents = _read(f"tfds:{tfds_directory}:test[1:]")
     assert [document.text for document in documents] == DOCUMENTS[1:]
+    assert len(open_sources([f"tfds:{tfds_directory}{end}" for end in (":test", "/:test")])) == 1
     with pytest.raises(ValueError, match="'train'"):
         open_sources([f"tfds:{tfds_directory}"])
     with pytest.raises(ValueError, match="no_such_dataset: no such dataset"):

@@ -96,8 +96,8 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
 
     Raises:
       ValueError: if the directory does not exist, holds no complete corpus or one of another
-        version of this library, or lacks (a part of) a file, as after an interrupted copy; if it is
-        gs:// or the like.
+        version of this library, lacks (a part of) a file, as after an interrupted copy, or has the
+        tokenizer or the counts of another corpus; if it is gs:// or the like.
     """
     require_local({"corpus directory": directory})
     directory = Path(directory)
@@ -118,13 +118,29 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
                 f"{directory / preparation.BLOCKS / name}: {found} {size} bytes. The corpus was "
                 "damaged or copied incompletely: copy or prepare it again."
             )
+    tokenizer = load_tokenizer(directory / preparation.TOKENIZER)
+    made_with = metadata["identity"]["tokenizer"]  # a fingerprint, or what was to be trained
+    if (preparation.requested_vocab_size(made_with) or made_with) not in (
+        tokenizer.fingerprint,
+        tokenizer.vocab_size,
+    ):
+        raise ValueError(
+            f"{directory / preparation.TOKENIZER} is not the tokenizer that the corpus was made "
+            "with: its ids would be other words. Copy or prepare the corpus again."
+        )
+    counts = np.load(directory / preparation.UNIGRAMS)
+    if counts.shape != (tokenizer.vocab_size,) or counts.dtype != np.int64 or counts.min() < 0:
+        raise ValueError(
+            f"{directory / preparation.UNIGRAMS} does not have a count for each of the "
+            f"tokenizer's {tokenizer.vocab_size} ids. Copy or prepare the corpus again."
+        )
     return Corpus(
         directory=directory,
-        tokenizer=load_tokenizer(directory / preparation.TOKENIZER),
+        tokenizer=tokenizer,
         sequence_length=metadata["identity"]["sequence_length"],
         seed=metadata["identity"]["seed"],
         splits={name: SplitInfo(**counts) for name, counts in metadata["splits"].items()},
-        unigram_counts=np.load(directory / preparation.UNIGRAMS),
+        unigram_counts=counts,
     )
 
 

@@ -128,7 +128,8 @@ class BlockEncoder:
     def _encode(self, item: NumberedDocument, part: EncodedPart) -> None:
         counts = part.counts
         counts.raw_bytes += item.document.num_bytes
-        sentences = self._tokenizer.encode_batch(split_document(item.document.text))
+        encoded = self._tokenizer.encode_batch(split_document(item.document.text))
+        sentences = [ids for ids in encoded if ids]  # nothing is left of what shows nothing
         blocks, num_split = pack_document(
             sentences,
             self._settings.sequence_length,

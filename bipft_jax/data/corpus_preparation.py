@@ -9,9 +9,10 @@ import dataclasses
 import hashlib
 import heapq
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bipft_jax.data.blocks import MINIMUM_SEQUENCE_LENGTH
 from bipft_jax.data.corpus_builder import BlockSettings, NumberedDocument, SplitCounts
 from bipft_jax.data.text_sources import Document, TextSource, open_sources
 from bipft_jax.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
+from bipft_jax.json_text import parse_json
 from bipft_jax.paths import require_local
 
 FORMAT = 2  # of corpus.json; raise it when a reader of the old one would go wrong
@@ -93,11 +95,11 @@ def prepare_corpus(
         raise ValueError(f"The number of processes is {num_processes}; it must be at least 1.")
     train_sources = open_sources(request.input)
     validation_sources = open_sources(request.validation_input)
-    _check_disjoint(train_sources, validation_sources)
-    vocab_size = _requested_vocab_size(request.tokenizer)
+    vocab_size = requested_vocab_size(request.tokenizer)
     tokenizer = load_tokenizer(request.tokenizer) if vocab_size is None else None
 
     identity = _identity(request, train_sources, validation_sources, tokenizer)
+    _check_disjoint(train_sources, validation_sources, identity)
     if _is_prepared(output, identity):
         return False
     _claim(output)
@@ -178,10 +180,14 @@ class _Survey:
             self.num_held_out += len(self._forced)
 
     def documents(self) -> Iterator[NumberedDocument]:
-        """All documents, numbered, with their splits."""
-        number = 0
+        """All documents, numbered, with their splits.
+
+        Raises: ValueError if they are not the text that the first reading saw.
+        """
+        number = read_bytes = 0
         for source in self._train_sources:
             for document in source.documents():
+                read_bytes += document.num_bytes
                 if not self._is_held_out(number, document):
                     yield NumberedDocument(number, TRAIN, document)
                 elif self._hold_out:
@@ -189,9 +195,15 @@ class _Survey:
                 number += 1
         for source in self._validation_sources:
             for document in source.documents():
+                read_bytes += document.num_bytes
                 if document.held_out is not False:
                     yield NumberedDocument(number, VALIDATION, document)
                 number += 1
+        if read_bytes != self.total_bytes:
+            raise ValueError(
+                f"The text changed while it was being prepared: it had {self.total_bytes:,} bytes "
+                f"first, {read_bytes:,} then. Prepare it again when nothing writes to it any more."
+            )
 
     def sample(self) -> list[str]:
         """Paragraphs of the train split, evenly spread over it."""
@@ -301,7 +313,7 @@ def _split_metadata(counts: SplitCounts) -> dict[str, Any]:
     }
 
 
-def _requested_vocab_size(tokenizer: str) -> int | None:
+def requested_vocab_size(tokenizer: str) -> int | None:
     """The N of `sentencepiece:N`, or None for a file."""
     if not tokenizer.startswith(_SENTENCEPIECE):
         return None
@@ -313,11 +325,24 @@ def _requested_vocab_size(tokenizer: str) -> int | None:
     return int(size)
 
 
-def _check_disjoint(train: Sequence[TextSource], validation: Sequence[TextSource]) -> None:
-    for source in validation:
-        path = os.path.realpath(source.name)
-        if any(os.path.realpath(other.name) == path for other in train):
-            raise ValueError(f"{source.name} is given both for training and for validation.")
+def _check_disjoint(
+    train: Sequence[TextSource], validation: Sequence[TextSource], identity: Mapping[str, Any]
+) -> None:
+    """Raises ValueError for a text that is both trained and validated on, and warns of one that is
+    trained on twice, whatever names it has."""
+    names: dict[str, str] = {}
+    for source, content in zip(train, identity["input"], strict=True):
+        if content in names:
+            logging.warning(
+                "%s has the same content as %s: it is in the corpus twice",
+                source.name,
+                names[content],
+            )
+        names.setdefault(content, source.name)
+    for source, content in zip(validation, identity["validation_input"], strict=True):
+        if content in names:
+            also = f" (there as {names[content]})" if names[content] != source.name else ""
+            raise ValueError(f"{source.name} is given both for training{also} and for validation.")
 
 
 def _identity(
@@ -344,7 +369,7 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     """What `corpus.json` says. Raises ValueError if it is damaged or of another format."""
     path = directory / METADATA
     try:
-        metadata = json.loads(path.read_text(encoding="utf-8"))
+        metadata = parse_json(path.read_bytes())
         found = metadata["format"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(

@@ -216,6 +216,25 @@ def test_validation_input_and_at_least_two_held_out_documents(arguments, tmp_pat
         _prepare(arguments, validation_input=arguments["input"], output=tmp_path / "same")
 
 
+def test_the_same_text_under_another_name_is_noticed(arguments, tmp_path, caplog):
+    copy = _write(tmp_path / "copy.jsonl", _documents(60))
+    with pytest.raises(SystemExit, match=r"copy\.jsonl is given both for training \(there as "):
+        _prepare(arguments, validation_input=copy)
+    _prepare({**arguments, "input": f"{tmp_path}/*.jsonl"})
+    assert "train.jsonl has the same content as" in caplog.text and "twice" in caplog.text
+
+
+def test_text_that_grows_while_it_is_prepared_is_refused(arguments, tmp_path, monkeypatch):
+    def survey(self):
+        _write(tmp_path / "train.jsonl", _documents(61))
+        return documents(self)
+
+    documents = corpus_preparation._Survey.documents
+    monkeypatch.setattr(corpus_preparation._Survey, "documents", survey)
+    with pytest.raises(SystemExit, match="The text changed while it was being prepared"):
+        _prepare(arguments)
+
+
 def test_documents_that_cannot_be_used_are_named(arguments, tmp_path):
     lines = ["Red cat. Blue dog.", "Only one sentence here", "", "Old bird. New cat."] * 5
     corpus = _prepare(arguments, input=_write(tmp_path / "some.jsonl", lines))
@@ -270,6 +289,20 @@ def test_load_corpus_says_what_is_missing(arguments, tmp_path):
     (corpus.directory / "corpus.json").write_text("{")
     with pytest.raises(ValueError, match=r"corpus\.json: damaged"):
         load_corpus(corpus.directory)
+
+
+def test_a_corpus_with_another_ones_files_is_refused(arguments):
+    directory = _prepare(arguments).directory
+    other = WordPieceTokenizer([*SPECIAL_PIECES, ".", *reversed(WORDS), "##s"])
+    counts = np.load(directory / "unigram.npy")
+    np.save(directory / "unigram.npy", counts[:-1])
+    with pytest.raises(
+        ValueError, match=r"unigram\.npy does not have a count for each of .* 18 ids"
+    ):
+        load_corpus(directory)
+    other.save(directory / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not the tokenizer that the corpus"):
+        load_corpus(directory)
 
 
 @pytest.mark.parametrize("bytes_left", [100, None])

@@ -43,7 +43,10 @@ def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
 def fill_mask(source: Source, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
     """The likeliest pieces for each [MASK] of a text, with their probabilities.
 
-    Raises: ValueError if the text has no [MASK], is too long, or the model has no MLM head.
+    top: from 1 to the number of pieces that are not special.
+
+    Raises: ValueError if the text has no [MASK], is too long, `top` is out of its range, or the
+      model has no MLM head or gives logits that are not finite.
     """
     if source.classes:
         raise ValueError(
@@ -56,6 +59,11 @@ def fill_mask(source: Source, text: str, top: int = 5) -> list[list[tuple[str, f
             "pretrain from it first (--config.init_from)"
         )
     tokenizer = source.tokenizer
+    if not 1 <= top <= tokenizer.vocab_size - len(tokenizer.special_ids):
+        raise ValueError(
+            f"top is {top}: it must be from 1 to the "
+            f"{tokenizer.vocab_size - len(tokenizer.special_ids)} ordinary pieces of the vocabulary"
+        )
     ids = np.asarray(encode_masked(tokenizer, text))
     positions = np.flatnonzero(ids == tokenizer.mask_id)
     model = BertForPreTraining(source.config())
@@ -68,7 +76,13 @@ def fill_mask(source: Source, text: str, top: int = 5) -> list[list[tuple[str, f
         jnp.asarray(positions)[None],
     )
     special = jnp.asarray(sorted(tokenizer.special_ids))
-    logits = output.mlm_logits[0].astype(jnp.float32).at[:, special].set(-jnp.inf)
+    logits = output.mlm_logits[0].astype(jnp.float32)
+    if not jnp.isfinite(logits).all():
+        raise ValueError(
+            f"{source.workdir} (step {source.step}): logits are NaN or infinite: its weights are "
+            "damaged, or it has learned scales that were never initialised"
+        )
+    logits = logits.at[:, special].set(-jnp.inf)
     probabilities, found = jax.lax.top_k(jax.nn.softmax(logits), top)
     return [
         [
@@ -88,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         filled = fill_mask(load_source(arguments.workdir), arguments.text, arguments.top)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     for number, words in enumerate(filled, start=1):
         if len(filled) > 1:

@@ -66,3 +66,13 @@ def files_named(spec: str) -> list[str]:
     if not paths:
         raise ValueError(f"No file matches {spec!r}. Check the path, and quote globs.")
     return paths
+
+
+def require_writable(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError if no file can be written there: to be called before the work for it."""
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a directory" if path.is_dir() else f"cannot be made: there is no {path.parent}"
+        raise ValueError(f"{path} {what}. Name a file in a directory that exists")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written: permission denied")

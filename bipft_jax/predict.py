@@ -11,7 +11,8 @@ sentences, the prediction and the probability of each label.
 from __future__ import annotations
 
 import argparse
-import json
+import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,9 +22,10 @@ import numpy as np
 import tqdm
 
 from bipft_jax.data import glue, glue_batches
+from bipft_jax.data.glue_labels import are_numbers, outputs_of_classes
 from bipft_jax.models.bert import BertForSequenceClassification
-from bipft_jax.paths import require_local
-from bipft_jax.results import RESULT_NAME
+from bipft_jax.paths import require_local, require_writable
+from bipft_jax.results import RESULT_NAME, read_result
 from bipft_jax.training import sharding
 from bipft_jax.training import step as steps
 from bipft_jax.training.state import Params
@@ -64,17 +66,24 @@ def best_seed(workdir: str | Path) -> Path:
     """Of a finetuning run the directory of the seed with the best dev score; any other run is its
     own.
 
-    Raises: ValueError for a run on all tasks.
+    Raises: ValueError for a run on all tasks, or a result.json that is not one.
     """
     path = Path(workdir) / RESULT_NAME
-    summary = json.loads(path.read_text()) if path.exists() else {}
+    summary = read_result(path) if path.exists() else {}
     if "tasks" in summary:
         raise ValueError(f"{workdir} has a run for each task: give {Path(workdir) / 'TASK'}")
     if "task" not in summary:
         return Path(workdir)
-    metric = summary["selection_metric"]
-    best = max(summary["seeds"], key=lambda seed: seed["best"][metric])
-    return Path(workdir) / f"seed_{best['seed']}"
+    try:
+        metric = summary["selection_metric"]
+        scores = {seed["seed"]: float(seed["best"][metric]) for seed in summary["seeds"]}
+        if not scores or not all(map(math.isfinite, scores.values())):
+            raise ValueError(f"scores of seeds are {scores}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not say which seed is the best ({error!r}): give one seed_N of {workdir}"
+        ) from error
+    return Path(workdir) / f"seed_{max(scores, key=scores.get)}"
 
 
 def task_of(source: Source, name: str | None) -> glue.GlueTask:
@@ -88,23 +97,63 @@ def task_of(source: Source, name: str | None) -> glue.GlueTask:
     if None not in (name, trained) and name != trained:
         raise ValueError(f"{source.workdir} was finetuned on {trained}, not on {name}")
     task = glue.glue_task(name or trained)
-    require_outputs(source, task)
+    _require_number_of_outputs(source, task)
     return task
 
 
 def require_outputs(source: Source, task: glue.GlueTask) -> None:
-    """Raises ValueError if a model's classifier is not one for the task."""
-    if source.classes != task.num_outputs:
-        found = f"{source.classes} outputs" if source.classes else "pretraining heads"
+    """Raises ValueError if a model's logits are not those of the task: it has another number of
+    outputs, or the task's classes in another order."""
+    _require_number_of_outputs(source, task)
+    names = source.run.get("labels") or []
+    order = outputs_of_classes(task, names)
+    if order and order != sorted(order):
         raise ValueError(
-            f"{source.workdir} has {found}, task {task.name} needs {task.num_outputs} outputs: "
+            f"{source.workdir} has the labels in the order {', '.join(names)}, task {task.name} "
+            f"in the order {', '.join(task.label_names)}: its logits would mean other classes"
+        )
+
+
+def _require_number_of_outputs(source: Source, task: glue.GlueTask) -> None:
+    if source.classes != task.num_outputs:
+        has = f"{source.classes} outputs" if source.classes else "pretraining heads"
+        raise ValueError(
+            f"{source.workdir} has {has}, task {task.name} needs {task.num_outputs} outputs: "
             "give a model that was finetuned on this task"
         )
 
 
+def class_outputs(source: Source, task: glue.GlueTask) -> list[int]:
+    """Which output of the model is that of each class of the task, in the task's order. Warns where
+    that is not known: for an imported model whose outputs have no names but numbers.
+
+    Raises: ValueError if the model names its outputs, and not as the task's classes.
+    """
+    if task.is_regression or source.run.get("task"):  # trained here, in the task's order
+        return list(range(task.num_outputs))
+    names = source.run.get("labels") or [str(number) for number in range(source.classes)]
+    order = outputs_of_classes(task, names)
+    if order is None:
+        raise ValueError(
+            f"{source.workdir} answers with {', '.join(names)}, task {task.name} has "
+            f"{' or '.join(', '.join(row) for row in task.spellings)}: give the task that it was "
+            "trained on, or import it again with these names as id2label of its config.json"
+        )
+    if are_numbers(task, names):
+        logging.warning(
+            "the outputs of %s have only numbers: they are taken for %s",
+            source.workdir,
+            ", ".join(f"{order[i]} = {row[-1]}" for i, row in enumerate(zip(*task.spellings))),
+        )
+    return order
+
+
 def answers(source: Source, task: glue.GlueTask, examples: glue.Unlabelled) -> np.ndarray:
     """The model's outputs, float32 [N, outputs]: a probability for each label of the task, or a
-    score."""
+    score. Warns of examples that are too long for the model and were cut.
+
+    Raises: ValueError, with the row's place in the file, if one is not finite.
+    """
     split = glue.GlueSplit(
         task=task,
         split="input",
@@ -112,27 +161,57 @@ def answers(source: Source, task: glue.GlueTask, examples: glue.Unlabelled) -> n
         sentences2=examples.sentences2,
         labels=np.zeros(len(examples.sentences1), np.int32),  # none are known, none are used
     )
-    max_length = source.run.get("max_length", _MAX_LENGTH)
+    config = source.config()
+    max_length = source.run.get("max_length", min(_MAX_LENGTH, config.max_positions))
+    encoded = glue_batches.encode(split, source.tokenizer, max_length)
+    if encoded.truncated:
+        logging.warning(
+            "%d of %d rows are longer than the %d tokens that the model reads: they were cut",
+            encoded.truncated,
+            len(encoded),
+            max_length,
+        )
+    order = class_outputs(source, task)
     mesh = sharding.make_mesh()
-    model = BertForSequenceClassification(source.config(), source.classes)
+    model = BertForSequenceClassification(config, source.classes)
     logits = outputs(
         jax.jit(steps.prediction_step(model), out_shardings=sharding.replicated(mesh)),
         sharding.put(mesh, source.params),
-        glue_batches.encode(split, source.tokenizer, max_length),
+        encoded,
         mesh.size * max(_BATCH_SIZE // mesh.size, 1),
         mesh,
         progress=True,
     )
-    return logits if task.is_regression else np.asarray(jax.nn.softmax(logits))
+    finite = np.isfinite(logits).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{source.workdir} (step {source.step}): outputs are NaN or infinite for "
+            f"{np.count_nonzero(~finite)} of {len(finite)} rows, first for "
+            f"{examples.places[finite.argmin()]}: its weights are damaged, or it has learned "
+            "scales that were never initialised"
+        )
+    return logits if task.is_regression else np.asarray(jax.nn.softmax(logits[:, order]))
 
 
 def rows(
     task: glue.GlueTask, examples: glue.Unlabelled, answers: np.ndarray
 ) -> Iterator[tuple[str, ...]]:
-    """The rows of the output file, its header first."""
+    """The rows of the output file, its header first. Warns of scores that the benchmark would not
+    take, which a file to submit has at the nearest that it takes."""
     names = task.label_names or ()
     if task.is_regression:
-        predictions = [f"{score:.3f}" for score in answers[:, 0]]
+        scores = answers[:, 0]
+        if examples.numbers is not None and task.score_range:
+            scores = np.clip(scores, *task.score_range)
+            if changed := np.count_nonzero(scores != answers[:, 0]):
+                logging.warning(
+                    "%d of %d scores were outside %g to %g, which is all that the benchmark takes: "
+                    "they were moved there",
+                    changed,
+                    len(scores),
+                    *task.score_range,
+                )
+        predictions = [f"{score:.3f}" for score in scores]
     else:
         predictions = [names[index] for index in answers.argmax(axis=1)]
     if examples.numbers is not None:
@@ -162,6 +241,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         require_local(vars(arguments))
+        require_writable(arguments.output)
+        if Path(arguments.input).resolve() == Path(arguments.output).resolve():
+            raise ValueError(f"{arguments.output} is the input: name another file as --output")
         source = load_source(best_seed(arguments.workdir))
         task = task_of(source, arguments.task)
         examples = glue.read_unlabelled(task, arguments.input)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from bipft_jax.data.glue import GlueTask
+from bipft_jax.json_text import parse_json
 
 RESULT_NAME = "result.json"
 
@@ -51,9 +51,12 @@ def finished_scores(workdir: str | Path) -> Scores | None:
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """What a result.json holds. Raises: ValueError naming it if it is not JSON."""
+    """What a result.json holds. Raises: ValueError naming it if it is not a JSON object."""
     try:
-        return json.loads(Path(path).read_text())
+        result = parse_json(Path(path).read_bytes())
+        if not isinstance(result, dict):
+            raise ValueError("no JSON object")
+        return result
     except ValueError as error:
         raise ValueError(
             f"{path} is not a run's result ({error}): delete it to run again"

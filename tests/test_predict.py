@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import jax
 import numpy as np
@@ -103,6 +104,10 @@ def test_the_best_seed_answers(tmp_path):
     pretraining = {"selection_metric": "loss", "seeds": [{"seed": 0, "best": {"loss": 6.0}}]}
     (tmp_path / "result.json").write_text(json.dumps(pretraining))
     assert predict.best_seed(tmp_path) == tmp_path
+    seeds[1]["best"]["accuracy"] = float("nan")
+    (tmp_path / "result.json").write_text(json.dumps(summary))
+    with pytest.raises(ValueError, match=r"result\.json does not say which seed is the best"):
+        predict.best_seed(tmp_path)
     (tmp_path / "result.json").write_text(json.dumps({"task": "all", "tasks": {"mrpc": summary}}))
     with pytest.raises(ValueError, match="a run for each task: give .*TASK"):
         predict.best_seed(tmp_path)
@@ -119,12 +124,134 @@ def test_the_best_seed_answers(tmp_path):
         (source(2, "qqp"), "sentence1\n", (), r"in.tsv:1: no column 'question1', 'question2'"),
         (source(2, "qqp"), "id\tquestion1\tquestion2\n1\ta\n", (), "in.tsv:2: the row has 2 tab"),
         (source(2, "sst2"), "sentence\n", (), "no complete rows"),
+        (source(2, "sst2"), "id\tsentence\n1\ta\n\n", (), "in.tsv:3: the row has 1 tab"),
+        (
+            source(2, "sst2"),
+            "id\tsentence\n1\ta\n1\tb\n",
+            (),
+            "in.tsv:3: the id '1' is that of line 2",
+        ),
+        (source(2, "sst2"), "sentence\tsentence\na\tb\n", (), "in.tsv:1: .* 'sentence' twice"),
+        (
+            source(2, labels=["entailment", "not_entailment"]),
+            "sentence\na\n",
+            ("--task", "sst2"),
+            "answers with entailment, not_entailment, task sst2 has 0, 1 or negative, positive",
+        ),
     ],
 )
 def test_what_cannot_be_answered_is_explained(monkeypatch, tmp_path, model, text, options, message):
     with pytest.raises(SystemExit, match=message):
         run(monkeypatch, tmp_path, model, text, *options)
     assert not (tmp_path / "out.tsv").exists()
+
+
+def always(number, classes, labels):
+    """An imported classifier that gives every row its output `number`."""
+    model = source(classes, labels=labels)
+    model.params["classifier"]["kernel"][:] = 0
+    model.params["classifier"]["bias"][:] = 3.0 * (np.arange(classes) == number)
+    return model
+
+
+@pytest.mark.parametrize(
+    "task, labels, number, answer",
+    [
+        ("mnli", ["contradiction", "entailment", "neutral"], 0, "contradiction"),
+        ("mnli", ["CONTRADICTION", "Entailment", "NEUTRAL"], 2, "neutral"),
+        ("rte", ["not-entailment", "ENTAILMENT"], 0, "not_entailment"),
+        ("sst2", ["POSITIVE", "NEGATIVE"], 0, "1"),
+        ("sst2", ["1", "0"], 1, "0"),
+    ],
+)
+def test_an_imported_model_answers_in_its_own_order_and_the_tasks_words(
+    monkeypatch, tmp_path, task, labels, number, answer
+):
+    columns = glue.glue_task(task).sentence_names
+    text = "\t".join(columns) + "\n" + "\t".join("a" for _ in columns) + "\n"
+    model = always(number, len(labels), labels)
+    header, row = run(monkeypatch, tmp_path, model, text, "--task", task)
+    assert row[len(columns)] == answer
+    assert float(row[header.index(f"p({answer})")]) > 0.8
+    rows = run(
+        monkeypatch, tmp_path, model, "index\t" + text.replace("\na", "\n7\ta"), "--task", task
+    )
+    assert rows[1] == ["7", answer]
+    with pytest.raises(ValueError, match="its logits would mean other classes"):  # as a teacher
+        predict.require_outputs(model, glue.glue_task(task))
+
+
+def test_outputs_without_names_are_taken_in_the_tasks_order_and_that_is_said(
+    monkeypatch, tmp_path, caplog
+):
+    text = "sentence1\tsentence2\na\tb\n"
+    for labels in ([], ["LABEL_0", "LABEL_1", "LABEL_2"]):
+        model = always(2, 3, labels)
+        assert run(monkeypatch, tmp_path, model, text, "--task", "mnli")[1][2] == "contradiction"
+        assert "0 = entailment, 1 = neutral, 2 = contradiction" in caplog.text
+        caplog.clear()
+
+
+@pytest.mark.parametrize("place", ["kernel", "bias"])
+def test_answers_that_are_not_finite_are_none(monkeypatch, tmp_path, place):
+    model = source(2, "sst2")
+    model.params["classifier"][place][..., 1] = np.nan
+    with pytest.raises(SystemExit, match=r"NaN or infinite for 2 of 2 rows, first for .*in.tsv:2"):
+        run(monkeypatch, tmp_path, model, "sentence\na\nb\n")
+    assert not (tmp_path / "out.tsv").exists()
+
+
+def test_only_scores_to_submit_are_moved_into_the_benchmarks_range(monkeypatch, tmp_path, caplog):
+    model = source(1, "stsb")
+    for bias, submitted in ((5.4, "5.000"), (-0.5, "0.000"), (2.5, "2.500")):
+        model.params["classifier"]["kernel"][:] = 0
+        model.params["classifier"]["bias"][:] = bias
+        text = "sentence1\tsentence2\na\tb\n"
+        assert float(run(monkeypatch, tmp_path, model, text)[1][2]) == pytest.approx(bias)
+        assert not caplog.records
+        rows = run(monkeypatch, tmp_path, model, "index\t" + text.replace("\na", "\n0\ta"))
+        assert rows[1] == ["0", submitted]
+        assert ("1 of 1 scores were outside 0 to 5" in caplog.text) == (bias != 2.5)
+        caplog.clear()
+
+
+def test_every_line_below_the_header_is_a_row(monkeypatch, tmp_path):
+    rows = run(monkeypatch, tmp_path, source(2, "sst2"), "sentence\na\n\nb\n\n\n")
+    assert [row[0] for row in rows] == ["sentence", "a", "", "b", "", ""]
+
+
+def test_rows_that_are_cut_are_counted(monkeypatch, tmp_path, caplog):
+    text = "sentence\n" + " ".join("abcdefgh" * 4) + "\na\n"
+    model = source(2, "sst2")
+    model.architecture["max_positions"] = 16
+    model.params["bert"]["positions"]["embedding"] = np.ones((16, 16), np.float32)
+    assert len(run(monkeypatch, tmp_path, model, text)) == 3
+    assert "1 of 2 rows are longer than the 16 tokens" in caplog.text
+
+
+def test_a_pipe_is_read_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(predict, "load_source", lambda workdir: source(2, "sst2"))
+    reading, writing = os.pipe()
+    os.write(writing, b"sentence\na\n")
+    os.close(writing)
+    output = tmp_path / "out.tsv"
+    predict.main(["--workdir=x", f"--input=/dev/fd/{reading}", f"--output={output}"])
+    os.close(reading)
+    assert len(output.read_text().splitlines()) == 2
+
+
+def test_where_nothing_can_be_written_is_known_before_anything_is_read(tmp_path):
+    (tmp_path / "in.tsv").write_text("sentence\na\n")
+    for output, message in (
+        ("no/out.tsv", "there is no .*/no"),
+        (".", "is a directory"),
+        ("in.tsv", "in.tsv is the input"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            predict.main(
+                ["--workdir=no", f"--input={tmp_path}/in.tsv", f"--output={tmp_path}/{output}"]
+            )
+    assert (tmp_path / "in.tsv").read_text() == "sentence\na\n"
 
 
 @pytest.mark.parametrize("recipe", ["fp", "bibert"])

@@ -45,6 +45,7 @@ class GlueTask:
             every user of the benchmark drops. They are counted and logged, not silently lost.
         tfds_sentences: the sentences' features in TFDS, where they are not named as the columns.
         tfds_label_names: the classes in TFDS, in the same order, where its names are others.
+        score_range: the least and the greatest score that the benchmark takes, for regression.
     """
 
     name: str
@@ -58,6 +59,7 @@ class GlueTask:
     skip_short_rows: bool = False
     tfds_sentences: tuple[str] | tuple[str, str] | None = None
     tfds_label_names: tuple[str, ...] | None = None
+    score_range: tuple[float, float] | None = None
 
     @property
     def sentence_names(self) -> tuple[str, ...]:
@@ -73,6 +75,11 @@ class GlueTask:
     def num_outputs(self) -> int:
         """Width of the classifier: the number of classes, 1 for regression."""
         return 1 if self.label_names is None else len(self.label_names)
+
+    @property
+    def spellings(self) -> list[tuple[str, ...]]:
+        """The names of the classes, in order: the benchmark's and, where they differ, TFDS's."""
+        return [names for names in (self.label_names, self.tfds_label_names) if names]
 
     @property
     def selection_metric(self) -> str:
@@ -97,7 +104,7 @@ TASKS: dict[str, GlueTask] = {
                  ("accuracy", "f1"), 20, tfds_sentences=("sentence1", "sentence2"),
                  tfds_label_names=("not_equivalent", "equivalent")),
         GlueTask("stsb", "STS-B", ("sentence1", "sentence2"), "score", None,
-                 ("pearson", "spearman"), 20),
+                 ("pearson", "spearman"), 20, score_range=(0.0, 5.0)),
         GlueTask("rte", "RTE", ("sentence1", "sentence2"), "label", _ENTAILMENT, ("accuracy",), 20),
         # The reference has no WNLI script. Its dev pairs are near copies of train pairs with the
         # opposite label, so long training ends below the majority class: 5 epochs.
@@ -181,14 +188,14 @@ def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
     """Reads `glue_dir/<task.directory>/<split>.tsv`, or the newest version of the dataset
     `glue_dir/glue/<task.name>`.
 
-    In a file, a byte-order mark, Windows line ends, columns that the task does not use and
-    quotation marks of any kind are fine.
+    In a file, a byte-order mark, Windows line ends, columns that the task does not use, quotation
+    marks of any kind and blank lines at the end are fine.
 
     Raises:
-        ValueError: naming file and line: no such file, not UTF-8, no rows, a missing column, a row
-            with too few fields or more than the header, a label that is not in the table, a score
-            that is not a number. Naming the dataset: as `glue_tfds.read_records`. Naming both: a
-            task that is there in both layouts.
+        ValueError: naming file and line: no such file, not UTF-8, no rows, a column that is missing
+            or there twice, a row with fewer or more fields than there are columns, a label that is
+            not in the table, a score that is not a number. Naming the dataset: as
+            `glue_tfds.read_records`. Naming both: a task that is there in both layouts.
     """
     glue_dir = Path(glue_dir).expanduser()
     if dataset := _dataset(task, glue_dir):
@@ -200,7 +207,10 @@ def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
         )
         return _split(task, split, sentences, labels)
     path = _find_file(task, glue_dir, split)
-    rows = _read_columns(path, task, (*task.sentences, task.label))
+    lines = _read_lines(path)
+    while not lines[-1] and len(lines) > 1:  # with two columns or more that is no row
+        lines.pop()
+    rows = _columns(path, lines, task, (*task.sentences, task.label))
     *sentences, labels = zip(*rows.fields, strict=True)
     parsed = [
         _parse_label(task, label, f"{path}:{line}")
@@ -247,35 +257,48 @@ class Unlabelled:
         columns: the names of its sentence columns.
         sentences1: N strings.
         sentences2: N strings, or None for a single-sentence task.
+        places: of each row, `file:line`.
     """
 
     numbers: list[str] | None
     columns: tuple[str, ...]
     sentences1: list[str]
     sentences2: list[str] | None
+    places: list[str]
 
 
 def read_unlabelled(task: GlueTask, path: str | Path) -> Unlabelled:
     """Reads a tab-separated file with a header that names the task's sentence columns: a test.tsv
-    of GLUE, or one's own. Other columns are fine.
+    of GLUE, or one's own. Other columns are fine. Every line below the header is a row, also an
+    empty one where there is only one column; a pipe is read once.
 
     Raises:
         ValueError: as `read_split`, but for labels; also for a broken row of a task whose official
-            files have some, for every row is wanted.
+            files have some, for every row is wanted, and for a number that two rows have.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise ValueError(f"there is no file {path}")
-    columns = task.sentence_names
-    header = _read_lines(path)[0].split("\t")
+    columns, lines = task.sentence_names, _read_lines(path)
+    header = lines[0].split("\t")
     number = [name for name in _ROW_NUMBERS if name in header][:1]
     task = dataclasses.replace(task, skip_short_rows=False)
-    fields = list(zip(*_read_columns(path, task, (*columns, *number)).fields, strict=True))
+    rows = _columns(path, lines, task, (*columns, *number))
+    fields = list(zip(*rows.fields, strict=True))
+    numbers = list(fields[len(columns)]) if number else None
+    first: dict[str, int] = {}
+    for text, line in zip(numbers or (), rows.lines, strict=False):
+        if first.setdefault(text, line) != line:
+            raise ValueError(
+                f"{path}:{line}: the {number[0]} {text!r} is that of line {first[text]}, too: each "
+                "row needs its own"
+            )
     return Unlabelled(
-        numbers=list(fields[len(columns)]) if number else None,
+        numbers=numbers,
         columns=columns,
         sentences1=list(fields[0]),
         sentences2=list(fields[1]) if len(columns) == 2 else None,
+        places=[f"{path}:{line}" for line in rows.lines],
     )
 
 
@@ -288,9 +311,9 @@ class _Rows:
     skipped: int
 
 
-def _read_columns(path: Path, task: GlueTask, wanted: tuple[Column, ...]) -> _Rows:
-    """Columns of a file by their names in its header; by their positions in one without."""
-    lines = _read_lines(path)
+def _columns(path: Path, lines: Sequence[str], task: GlueTask, wanted: tuple[Column, ...]) -> _Rows:
+    """Columns of a file by their names in its header; by their positions in one without, which has
+    none behind the last one that is wanted."""
     has_header = all(isinstance(column, str) for column in wanted)
     if has_header:
         header = lines[0].split("\t")
@@ -300,6 +323,9 @@ def _read_columns(path: Path, task: GlueTask, wanted: tuple[Column, ...]) -> _Ro
                 f"{path}:1: no column {', '.join(map(repr, missing))} for task {task.name}; "
                 f"the header has {', '.join(map(repr, header))} (columns are separated by tabs)"
             )
+        twice = [name for name in wanted if header.count(name) > 1]
+        if twice:
+            raise ValueError(f"{path}:1: the header has the column {twice[0]!r} twice")
         positions, width = [header.index(name) for name in wanted], len(header)
     else:
         positions, width = list(wanted), max(wanted) + 1
@@ -315,9 +341,10 @@ def _read_columns(path: Path, task: GlueTask, wanted: tuple[Column, ...]) -> _Ro
                 f"{path}:{number}: the row has {len(fields)} tab-separated field(s), "
                 f"task {task.name} needs {width}"
             )
-        if has_header and len(fields) > width:  # which of them is which?
+        if len(fields) > width:  # which of them is which?
+            owner = "the header" if has_header else f"task {task.name}"
             raise ValueError(
-                f"{path}:{number}: the row has {len(fields)} tab-separated fields, the header "
+                f"{path}:{number}: the row has {len(fields)} tab-separated fields, {owner} "
                 f"{width}: remove tabs from within the sentences"
             )
         rows.append(tuple(fields[position] for position in positions))
@@ -356,7 +383,8 @@ def _find_file(task: GlueTask, glue_dir: Path, split: str) -> Path:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The file's lines. Not `str.splitlines`, which also breaks at U+0085, U+2028 and others."""
+    """The file's lines, at least one; the last line break begins none. Not `str.splitlines`, which
+    also breaks at U+0085, U+2028 and others."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -367,9 +395,9 @@ def _read_lines(path: Path) -> list[str]:
             "convert the file to UTF-8"
         ) from error
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    while lines and not lines[-1]:
+    if not lines[-1]:
         lines.pop()
-    if not lines:
+    if not any(lines):
         raise ValueError(f"{path} is empty")
     return lines
 

@@ -189,6 +189,7 @@ def test_rows_broken_over_two_lines_are_dropped_and_counted_in_qqp_only(tmp_path
         ("stsb", "STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\t3\t4.5\n",
          r":2: .*4 tab.*the header 3"),
         ("cola", "CoLA/train.tsv", "x\t1\t\tGood.\nx\t0\t*\n", r":2: .*3 tab.*needs 4"),
+        ("cola", "CoLA/train.tsv", "x\t1\t\tThe man\tsleeps.\n", r":1: .*5 tab.*cola 4: remove"),
         ("sst2", "SST-2/train.tsv", "sentence\tlabel\na\t1\nb\t2\n", r":3: .*label '2'.*0, 1"),
         ("rte", "RTE/train.tsv", "sentence1\tsentence2\tlabel\na\tb\tneutral\n",
          r":2: .*'neutral'.*entailment, not_entailment"),

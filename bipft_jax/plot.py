@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bipft_jax.paths import require_local
+from bipft_jax.paths import require_local, require_writable
 from bipft_jax.training.telemetry import METRICS_NAME, read_metrics
 
 Records = list[dict[str, Any]]
@@ -39,7 +39,8 @@ _COLUMNS = 4
 def runs_in(directories: Iterable[str | Path]) -> dict[str, Records]:
     """The log points of runs by a short name: the directory's, with a finetuning run's seed.
 
-    Raises: ValueError for a directory that has no metrics.jsonl, or one that cannot be read.
+    Raises: ValueError for a directory that has no metrics.jsonl, or one that cannot be read or
+      holds anything but numbers and null (a number that was not finite).
     """
     runs = {}
     for directory in map(Path, directories):
@@ -54,6 +55,9 @@ def runs_in(directories: Iterable[str | Path]) -> dict[str, Records]:
             name = (Path(directory.resolve().name) / inner).as_posix()
             name = name if name not in runs else str(path.parent)
             runs[name] = read_metrics(path)
+            for key, value in (item for point in runs[name] for item in point.items()):
+                if not isinstance(value, int | float | None):
+                    raise ValueError(f"{path}: {key} is {value!r} at a step, not a number")
     return runs
 
 
@@ -110,6 +114,19 @@ def _line(panel: Axes, log: Records, key: str | None, **style: Any) -> None:
         panel.plot(*zip(*points, strict=True), **style)
 
 
+def require_format(output: str | Path) -> None:
+    """Raises ValueError if the ending of a file's name is not that of a picture: without one,
+    matplotlib would write a file of another name."""
+    endings = Figure().canvas.get_supported_filetypes()
+    ending = Path(output).suffix
+    if ending.removeprefix(".").lower() not in endings:
+        raise ValueError(
+            f"{output} has {f'the ending {ending}' if ending else 'no ending'}, which says what is "
+            f"written: name it {str(output).removesuffix(ending).rstrip('.')}.png, or with one of "
+            f"{', '.join(f'.{name}' for name in endings)}"
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
@@ -122,6 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         require_local(vars(arguments))
+        require_format(arguments.output)
+        require_writable(arguments.output)
         figure(runs_in(arguments.workdirs)).savefig(arguments.output, dpi=120)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

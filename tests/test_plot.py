@@ -59,6 +59,28 @@ def test_a_finetuning_run_stands_for_its_seeds_and_the_command_writes_a_picture(
     assert output.read_bytes().startswith(b"\x89PNG") and str(output) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ("curves", r"curves has no ending, .*: name it .*curves\.png,"),
+        ("curves.", "no ending"),
+        (".png", "no ending"),
+        ("curves.jpig", "has the ending .jpig"),
+        ("no/curves.png", "there is no .*no"),
+    ],
+)
+def test_where_no_picture_can_be_written_is_known_before_a_run_is_read(tmp_path, output, message):
+    with pytest.raises(SystemExit, match=message):
+        plot.main([str(tmp_path / "no run"), "--output", str(tmp_path / output)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_number_is_not_drawn(tmp_path):
+    run = written(tmp_path / "run", [{"step": 1, "loss": None}, {"step": 2, "loss": "1.5"}])
+    with pytest.raises(SystemExit, match=r"metrics\.jsonl: loss is '1.5' at a step, not a number"):
+        plot.main([str(run), "--output", str(tmp_path / "a.png")])
+
+
 def test_what_cannot_be_drawn_is_explained(tmp_path):
     with pytest.raises(SystemExit, match=r"has no metrics\.jsonl"):
         plot.main([str(tmp_path)])

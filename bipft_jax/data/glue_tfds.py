@@ -53,7 +53,8 @@ def read_records(
 
     Raises:
         ValueError: naming the dataset: not whole, not in ArrayRecord format, no such split, other
-            features or classes, no records, a record without a label, text that is not UTF-8.
+            features or classes, no records, two records with one idx, a record without a label,
+            text that is not UTF-8.
     """
     builder = _open(dataset)
     _check_features(dataset, builder.info.features, sentences, label_names)
@@ -73,6 +74,9 @@ def read_records(
     # TFDS shuffles what it writes; idx is the row's number in the file.
     records = sorted(records, key=operator.itemgetter("idx"))
     where = f"{dataset}: split {name}: the record with idx"
+    numbers = [record["idx"] for record in records]
+    if twice := next((str(a) for a, b in zip(numbers, numbers[1:], strict=False) if a == b), None):
+        raise ValueError(f"{where} {twice} is there twice: copy or prepare the dataset again")
     for record in records:
         if record["label"] == -1 or not math.isfinite(record["label"]):
             raise ValueError(

@@ -144,6 +144,8 @@ def swap_labels(dataset: Path) -> None:
          r"2\.0\.0: split train cannot be read .*No such file"),
         (lambda d: overwrite_shard(d, {"sentence": b"caf\xe9", "label": 1}),
          r"2\.0\.0: split train: the record with idx 0: not valid UTF-8"),
+        (lambda d: overwrite_shard(d, {"sentence": "a", "label": 1, "idx": 3}),
+         r"2\.0\.0: split train: the record with idx 3 is there twice"),
         (lambda d: (d.parents[2] / "SST-2").mkdir(),
          r"sst2 is there twice.*/SST-2 .*/glue/sst2/2\.0\.0: remove or move"),
     ],

@@ -21,6 +21,9 @@ from pathlib import Path
 import sentencepiece
 import tokenizers
 
+from bipft_jax.data.tokenizer_json import is_of_hugging_face, wordpiece_vocabulary
+from bipft_jax.json_text import parse_json
+
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_PIECES = (PAD, UNK, CLS, SEP, MASK)
 
@@ -269,9 +272,16 @@ def tokenizer_from_dict(content: dict[str, object], where: str = "tokenizer") ->
     kind = content.get("kind") if isinstance(content, dict) else None
     try:
         if kind == "wordpiece":
-            return WordPieceTokenizer(content["vocabulary"], where=where)
+            pieces = content["vocabulary"]
+            if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
+                raise ValueError(f"{where}: 'vocabulary' is not a list of pieces.")
+            return WordPieceTokenizer(pieces, where=where)
         if kind == "sentencepiece":
-            return SentencePieceTokenizer(base64.b64decode(content["model"]), where=where)
+            try:
+                model = base64.b64decode(content["model"], validate=True)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{where}: 'model' is not in base64 ({error}).") from error
+            return SentencePieceTokenizer(model, where=where)
     except KeyError as error:
         raise ValueError(f"{where}: the key {error} of a {kind} tokenizer is missing.") from error
     raise ValueError(f"{where}: 'kind' is {kind!r}, expected 'wordpiece' or 'sentencepiece'.")
@@ -280,7 +290,8 @@ def tokenizer_from_dict(content: dict[str, object], where: str = "tokenizer") ->
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Reads a tokenizer file of any supported kind, recognised by its ending.
 
-    `.json`: written by `Tokenizer.save`; `.txt`: BERT's vocabulary; `.model`: SentencePiece.
+    `.json`: written by `Tokenizer.save`, or Hugging Face's for an uncased WordPiece; `.txt`: BERT's
+    vocabulary; `.model`: SentencePiece.
 
     Raises:
       ValueError: for another ending, or a file that is not what its ending says.
@@ -293,13 +304,15 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         return SentencePieceTokenizer(path.read_bytes(), where=str(path))
     if path.suffix == ".json":
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_bytes())
         except ValueError as error:
             raise ValueError(f"{path}: not a JSON file ({error}).") from error
+        if is_of_hugging_face(content):
+            return WordPieceTokenizer(wordpiece_vocabulary(content, str(path)), where=str(path))
         return tokenizer_from_dict(content, where=str(path))
     raise ValueError(
-        f"{path}: a tokenizer is a vocab.txt, a tokenizer.json saved by this library, or a "
-        "SentencePiece .model file."
+        f"{path}: a tokenizer is a vocab.txt, a tokenizer.json saved by this library or Hugging "
+        "Face's of an uncased WordPiece, or a SentencePiece .model file."
     )
 
 

@@ -96,6 +96,49 @@ def test_save_and_load_keep_everything(tmp_path, trained):
     assert reordered.fingerprint != wordpiece.fingerprint != trained.fingerprint
 
 
+def hugging_face_json(path, pieces=PIECES, **options) -> dict:
+    """What Hugging Face's own library writes of an uncased BERT tokenizer."""
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizers.BertWordPieceTokenizer(vocabulary, **options).save(str(path))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_hugging_faces_json_is_read_as_its_vocabulary(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    content = hugging_face_json(path)
+    expected = WordPieceTokenizer(PIECES).fingerprint
+    assert load_tokenizer(path).fingerprint == expected
+    del content["model"]["vocab"]["[MASK]"], content["model"]["type"]  # only among added_tokens
+    content["added_tokens"].append({"id": 4, "content": "[MASK]"})
+    content["added_tokens"].append({"id": 14, "content": "<user>"})  # behind the vocabulary
+    path.write_text(json.dumps(content), encoding="utf-8-sig")
+    assert load_tokenizer(path).fingerprint == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("normalizer", {"lowercase": False}, "normalizer.lowercase is False; .* which has True"),
+        ("normalizer", {"strip_accents": False}, "normalizer.strip_accents is False"),
+        ("normalizer", {"type": "Sequence"}, "normalizer.type is 'Sequence'"),
+        ("pre_tokenizer", {"type": "ByteLevel"}, "pre_tokenizer.type is 'ByteLevel'"),
+        ("model", {"type": "BPE"}, "model.type is 'BPE'"),
+        ("model", {"continuing_subword_prefix": None}, "continuing_subword_prefix is None"),
+        ("model", {"vocab": []}, "model.vocab is not an object"),
+        ("model", {"vocab": {"[PAD]": 0.0}}, "model.vocab has 0.0 as the id of '.PAD.'"),
+        ("model", {"vocab": {"[PAD]": 0, "a": 2}}, "not 0, 1, 2, ...: 'a' has 2 where 1 is next"),
+    ],
+)
+def test_another_tokenizer_of_hugging_face_is_refused_by_its_key(tmp_path, part, change, message):
+    path = tmp_path / "tokenizer.json"
+    content = hugging_face_json(path)
+    content["added_tokens"] = []
+    content[part] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"tokenizer.json: .*{message}"):
+        load_tokenizer(path)
+
+
 def test_training_is_deterministic_and_special_pieces_come_first(trained, tmp_path):
     assert train_sentencepiece(TEXT, 48).fingerprint == trained.fingerprint
     assert [trained.id_to_piece(i) for i in range(5)] == list(SPECIAL_PIECES)
@@ -135,6 +178,9 @@ def test_files_that_are_no_tokenizers_are_refused(tmp_path):
         ("a.json", b"{", "not a JSON file"),
         ("b.json", b"[1]", "'kind' is None"),
         ("c.json", json.dumps({"kind": "wordpiece"}).encode(), "'vocabulary'.* is missing"),
+        ("e.json", json.dumps({"kind": "wordpiece", "vocabulary": "ab"}).encode(), "not a list of"),
+        ("f.json", json.dumps({"kind": "sentencepiece", "model": "%"}).encode(), "not in base64"),
+        ("g.json", b"[" * 100_000, "not a JSON file"),
         ("d.model", b"garbage", "not a SentencePiece model"),
         ("vocab.txt", b"\xff\xfe", "not a UTF-8 text file"),
     ]:

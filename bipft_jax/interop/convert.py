@@ -94,6 +94,13 @@ def summary(source: Source) -> str:
             lines[-1] += f": {', '.join(source.run['labels'])}"
     if source.missing:
         lines.append(f"  missing     {', '.join(source.missing)}: new where a run needs them")
+    if "surplus_rows" in source.run:
+        lines.append(
+            f"  cut off     {source.run['surplus_rows']:,} rows of the embedding and of the MLM "
+            f"head beyond the vocabulary's {described['vocab_size']:,} pieces"
+        )
+        if source.run["added_tokens"]:
+            lines[-1] += f", with the added tokens {', '.join(source.run['added_tokens'])}"
     uninitialised = sum(np.isnan(leaf).sum() for path, leaf in flat.items() if is_scale(path))
     if uninitialised:
         lines.append(
@@ -137,8 +144,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     to_workdir = commands.add_parser(
         "import",
         help="a Hugging Face directory to a workdir",
-        description="Reads config.json, vocab.txt (or a SentencePiece .model) and "
-        "model.safetensors (or pytorch_model.bin, which needs PyTorch) and writes a workdir.",
+        description="Reads config.json, vocab.txt (or a SentencePiece .model, or tokenizer.json of "
+        "an uncased WordPiece) and model.safetensors (or pytorch_model.bin, which needs PyTorch; "
+        "either may be in several files with their .index.json) and writes a workdir.",
     )
     to_workdir.add_argument("directory", metavar="DIR", help="of the model")
     to_workdir.add_argument("--workdir", required=True, metavar="DIR", help="new or empty")

@@ -1,14 +1,14 @@
 """Models as Hugging Face directories, in and out: config.json, vocabulary and weights.
 
 A full-precision model is written so that `transformers` loads it as a BERT. A binary one gets
-another model_type, because a BERT of its latent weights would be another function. What says the
-recipe again is the key "bipft_jax" of config.json, the `architecture` of the model.
+another model_type, because a BERT of its latent weights would be another function.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ import numpy as np
 import safetensors.numpy
 
 from bipft_jax.data.glue import TASKS
+from bipft_jax.data.tokenizer_json import added_tokens, is_of_hugging_face
 from bipft_jax.data.tokenizers import (
     CLS,
     MASK,
@@ -30,67 +31,60 @@ from bipft_jax.data.tokenizers import (
     WordPieceTokenizer,
     load_tokenizer,
 )
+from bipft_jax.interop.config_file import (
+    CONFIG_NAME,
+    DIMENSION_KEYS,
+    OWN_TYPE,
+    nameless_labels,
+    read_classes,
+    read_config,
+    read_labels,
+    read_object,
+    require_values,
+)
 from bipft_jax.interop.model_card import heads, model_card
 from bipft_jax.interop.torch_weights import (
+    WORDS,
     from_state_dict,
     known_unused,
-    low_ranks,
-    quantizer_names,
     slots,
     to_state_dict,
     usual_names,
     with_uninitialised_scales,
+    without_surplus_rows,
 )
 from bipft_jax.interop.weight_files import SAFETENSORS_NAME, read_weights
-from bipft_jax.models.recipes import (
-    DIMENSIONS,
-    RECIPES,
-    BertConfig,
-    architecture,
-    config_of,
-    recipe_named,
-)
+from bipft_jax.models.recipes import RECIPES, BertConfig, architecture
 from bipft_jax.training.parameters import check_parameters, named_leaves
 from bipft_jax.training.warm_start import Source, abstract_params
 from bipft_jax.training.workdir import absolute
 
-OWN_TYPE = "bipft_jax"  # the model_type of binary models, and the key that holds the architecture
-CONFIG_NAME, CARD_NAME = "config.json", "README.md"
+CARD_NAME = "README.md"
 VOCABULARY_NAME, SENTENCEPIECE_NAME = "vocab.txt", "spiece.model"
-TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+TOKENIZER_CONFIG_NAME, TOKENIZER_NAME = "tokenizer_config.json", "tokenizer.json"
+ADDED_TOKENS_NAME = "added_tokens.json"
 
-# `DIMENSIONS` as Hugging Face names them.
-_DIMENSIONS = {
-    "vocab_size": "vocab_size",
-    "layers": "num_hidden_layers",
-    "hidden": "hidden_size",
-    "heads": "num_attention_heads",
-    "intermediate": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "segment_types": "type_vocab_size",
-    "initializer_range": "initializer_range",
-    "layer_norm_epsilon": "layer_norm_eps",
-}
-# Keys that choose between kinds of BERT, with the values that our encoder and tokenizer have; a
-# file without the key means the first.
-_ENCODER_KEYS = {
-    "model_type": ("bert", OWN_TYPE),
-    "position_embedding_type": ("absolute",),
-    "is_decoder": (False,),
-    "tie_word_embeddings": (True,),
-}
-_FULL_PRECISION_KEYS = {"hidden_act": ("gelu",)}  # a recipe has its own activations
+# Keys that choose between tokenizers, with the values that ours has; a file without the key means
+# the first.
 _TOKENIZER_KEYS = {
     "do_lower_case": (True,),
     "strip_accents": (None, True),
     "tokenize_chinese_chars": (True,),
+    "do_basic_tokenize": (True,),
+    "tokenizer_class": (
+        "BertTokenizer",
+        "BertTokenizerFast",
+        "DistilBertTokenizer",
+        "DistilBertTokenizerFast",
+        "ElectraTokenizer",
+        "ElectraTokenizerFast",
+        "PreTrainedTokenizerFast",  # tokenizer.json says what it is
+        "TokenizersBackend",
+        None,
+    ),
 }
 
-_SMALLEST = BertConfig(RECIPES["fp"], 1, 1, 1, 1, 1)  # any: for the keys that describe a model
-
 _POOLER, _MLM, _NSP = "bert.pooler.", "cls.predictions.", "cls.seq_relationship."
-_DECODER, _WORDS = "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"
-_CLASSIFIER = "classifier.weight"
 
 
 def require_empty(directory: str | os.PathLike[str]) -> None:
@@ -103,8 +97,8 @@ def require_empty(directory: str | os.PathLike[str]) -> None:
 def read_directory(
     directory: str | os.PathLike[str], recipe: str | None = None
 ) -> tuple[Source, list[str]]:
-    """A model from config.json, vocab.txt or a SentencePiece .model, and model.safetensors or else
-    pytorch_model.bin.
+    """A model from config.json, its vocabulary (vocab.txt, a SentencePiece .model or, without them,
+    tokenizer.json) and its weights (`read_weights`).
 
     Arguments:
       directory: as `transformers`, the references or `write_directory` write it.
@@ -114,28 +108,35 @@ def read_directory(
       that the model does not use and that need not be used). Absent heads, and an absent pooler
       that no head needs, are the source's `missing`. A learned scale that the references left at
       exactly 1, which they never used as such, is NaN: `calibrate` gives it a value (SPEC 1.4).
+      Rows of an embedding that is longer than the vocabulary are cut off; the source's `run` then
+      has their number as "surplus_rows" and the tokens that were added for them as "added_tokens".
 
     Raises: ValueError naming the file, and the key or array where that is what is wrong: a file is
-      missing or unreadable or holds more than arrays, a kind of BERT that this library does not
-      have, a vocabulary of another size, quantizers without a recipe, or arrays that do not fit.
+      missing or unreadable or holds more than arrays, a kind of BERT or of tokenizer that this
+      library does not have, a value that cannot be, a vocabulary that is longer than the embedding,
+      quantizers without a recipe, or arrays that do not fit or are not finite.
     """
     directory = Path(directory)
-    described = _read_json(directory / CONFIG_NAME)
-    _require(described, _ENCODER_KEYS, directory / CONFIG_NAME)
-    tokenizer = _read_tokenizer(directory)
+    config_path = directory / CONFIG_NAME
+    described = read_object(config_path)
+    tokenizer, added = _read_tokenizer(directory)
     path, state = read_weights(directory)
-    state = usual_names(state)
-    config = _config(described, _recipe(described, recipe, state, path), directory / CONFIG_NAME)
-    if config.vocab_size != tokenizer.vocab_size:
+    try:
+        state = usual_names(state)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    config = read_config(described, recipe, state, path, config_path)
+    rows = len(np.atleast_1d(state.get(WORDS, np.zeros(config.vocab_size))))
+    if config.vocab_size not in (rows, tokenizer.vocab_size) or rows < tokenizer.vocab_size:
         raise ValueError(
-            f"{directory / CONFIG_NAME}: vocab_size is {config.vocab_size}, but the vocabulary has "
-            f"{tokenizer.vocab_size} pieces: the two belong to different models"
+            f"{config_path}: vocab_size is {config.vocab_size}, but the vocabulary has "
+            f"{tokenizer.vocab_size} pieces and the embedding {rows} rows: they belong to "
+            "different models"
         )
-    classes = _classes(described, state, directory / CONFIG_NAME)
-    if {_DECODER, _WORDS} <= set(state) and not np.array_equal(state[_DECODER], state[_WORDS]):
-        raise ValueError(
-            f"{path}: {_DECODER} is not {_WORDS}, and this library's MLM head has the two tied"
-        )
+    surplus = rows - tokenizer.vocab_size  # rounded up, or tokens were added
+    state = without_surplus_rows(state, tokenizer.vocab_size)
+    config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
+    classes = read_classes(described, state, config_path)
     absent = _absent(state, classes)
     params, _ = from_state_dict(
         state,
@@ -157,7 +158,8 @@ def read_directory(
             "program": "import",
             "weights": str(path),
             "recipe": config.recipe.name,
-            "labels": _named_labels(described, classes),
+            "labels": read_labels(described, classes, config_path),
+            **({"surplus_rows": surplus, "added_tokens": added} if surplus else {}),
         },
     )
     return source, known_unused(state, config, classes)
@@ -181,10 +183,10 @@ def write_directory(source: Source, directory: str | os.PathLike[str]) -> None:
         allowed_missing=source.missing.__contains__,
         source=f"{source.workdir} (step {source.step})",
     )
+    state = to_state_dict(source.params, config, source.classes, source.missing)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(source.tokenizer, config, directory)
-    state = to_state_dict(source.params, config, source.classes, source.missing)
     # transformers refuses a file that does not say which framework's layout it has.
     safetensors.numpy.save_file(state, directory / SAFETENSORS_NAME, metadata={"format": "pt"})
     _write_json(directory / CONFIG_NAME, _described(source))
@@ -209,97 +211,6 @@ def transformers_class(source: Source) -> str | None:
     return "BertModel"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no {path}: give a Hugging Face directory") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, not a JSON object")
-    return content
-
-
-def _require(
-    described: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], path: Path
-) -> None:
-    for key, values in allowed.items():
-        if key in described and described[key] not in values:
-            raise ValueError(
-                f"{path}: {key} is {described[key]!r}, but this library's BERT has only "
-                f"{' or '.join(map(repr, values))}"
-            )
-
-
-def _recipe(
-    described: Mapping[str, Any],
-    named: str | None,
-    state: Mapping[str, np.ndarray],
-    path: Path,
-) -> dict[str, Any]:
-    """The arguments of `recipe_named`, the name as "recipe"."""
-    if OWN_TYPE in described:
-        own = described[OWN_TYPE]
-        if not isinstance(own, dict) or set(own) != set(architecture(_SMALLEST)):
-            raise ValueError(
-                f"{path.parent / CONFIG_NAME}: {OWN_TYPE} is not what this library writes there, "
-                f"an object with {', '.join(architecture(_SMALLEST))}"
-            )
-        own = {key: value for key, value in own.items() if key not in DIMENSIONS}
-        if named not in (None, own["recipe"]):
-            raise ValueError(
-                f"{path.parent / CONFIG_NAME} says that the recipe is {own['recipe']}, not "
-                f"{named}: leave the recipe out"
-            )
-        return own
-    recipe = recipe_named(named or "fp")
-    quantized = quantizer_names(state)
-    if recipe.name == "fp" and quantized:
-        raise ValueError(
-            f"{path} has parameters of quantizers, such as {quantized[0]}, so it is not full "
-            "precision: name its recipe (--recipe), one of "
-            f"{', '.join(name for name in RECIPES if name != 'fp')}"
-        )
-    estimator_rank, lora_rank = low_ranks(state)
-    if not (recipe.estimator_rank and estimator_rank):
-        estimator_rank = -1  # the recipe's: arrays that are too many or too few are then named
-    return {"recipe": recipe.name, "estimator_rank": estimator_rank, "lora_rank": lora_rank}
-
-
-def _config(described: Mapping[str, Any], recipe: Mapping[str, Any], path: Path) -> BertConfig:
-    defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(BertConfig)
-        if field.default is not dataclasses.MISSING
-    }
-    dimensions = {}
-    for ours, theirs in _DIMENSIONS.items():
-        if theirs not in described and ours not in defaults:
-            raise ValueError(f"{path} has no {theirs}, so it does not describe a BERT")
-        value = described[theirs] if theirs in described else defaults[ours]
-        if not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f"{path}: {theirs} is {value!r}, it must be a positive number")
-        dimensions[ours] = value
-    config = config_of({**recipe, **dimensions})
-    if config.recipe.name == "fp":
-        _require(described, _FULL_PRECISION_KEYS, path)
-    return config
-
-
-def _classes(described: Mapping[str, Any], state: Mapping[str, np.ndarray], path: Path) -> int:
-    """Outputs of the classifier, 0 without one."""
-    if _CLASSIFIER not in state:
-        return 0
-    named = described.get("architectures") or ["BertForSequenceClassification"]
-    if not any(name.endswith("ForSequenceClassification") for name in named):
-        raise ValueError(
-            f"{path}: architectures is {named}, but the only classifier that this library has is "
-            "that of BertForSequenceClassification"
-        )
-    return len(state[_CLASSIFIER])
-
-
 def _absent(state: Mapping[str, np.ndarray], classes: int) -> tuple[str, ...]:
     """Beginnings of the names of heads, and of a pooler, that the model does without. Of a part
     that is there at all, everything must be there."""
@@ -309,19 +220,69 @@ def _absent(state: Mapping[str, np.ndarray], classes: int) -> tuple[str, ...]:
     return tuple(part for part in optional if not any(name.startswith(part) for name in state))
 
 
-def _read_tokenizer(directory: Path) -> Tokenizer:
+def _read_tokenizer(directory: Path) -> tuple[Tokenizer, list[str]]:
+    """The tokenizer, and the tokens that were added behind its vocabulary."""
+    described = {}
     if (directory / TOKENIZER_CONFIG_NAME).exists():
-        path = directory / TOKENIZER_CONFIG_NAME
-        _require(_read_json(path), _TOKENIZER_KEYS, path)
-    if (directory / VOCABULARY_NAME).exists():
-        return load_tokenizer(directory / VOCABULARY_NAME)
+        described = read_object(directory / TOKENIZER_CONFIG_NAME)
+        require_values(described, _TOKENIZER_KEYS, directory / TOKENIZER_CONFIG_NAME)
+    vocabulary, other = directory / VOCABULARY_NAME, directory / TOKENIZER_NAME
     models = sorted(directory.glob("*.model"))
-    if len(models) != 1:
+    if vocabulary.exists():
+        tokenizer = load_tokenizer(vocabulary)
+        if other.exists():
+            _require_same(tokenizer, load_tokenizer(other), vocabulary, other)
+    elif len(models) == 1:
+        tokenizer = load_tokenizer(models[0])
+    elif other.exists() and not models:
+        tokenizer = load_tokenizer(other)
+    else:
         raise ValueError(
-            f"{directory} has no {VOCABULARY_NAME} and {len(models)} SentencePiece .model files: "
-            "it needs one vocabulary"
+            f"{directory} has no {VOCABULARY_NAME} and {len(models)} SentencePiece .model files"
+            f"{'' if models else f' and no {TOKENIZER_NAME}'}: it needs one vocabulary"
         )
-    return load_tokenizer(models[0])
+    added = {}
+    for path, tokens in _added_tokens(directory, described).items():
+        for token_id, token in tokens.items():
+            if token_id >= tokenizer.vocab_size:
+                added[token_id] = token
+            elif token_id < 0 or tokenizer.id_to_piece(token_id) != token:
+                raise ValueError(
+                    f"{path} gives the id {token_id} to {token!r}, which the vocabulary gives to "
+                    f"another piece: they belong to different models"
+                )
+    return tokenizer, [added[token_id] for token_id in sorted(added)]
+
+
+def _require_same(ours: Tokenizer, theirs: Tokenizer, path: Path, other: Path) -> None:
+    if ours.fingerprint == theirs.fingerprint:
+        return
+    pieces, others = ([t.id_to_piece(i) for i in range(t.vocab_size)] for t in (ours, theirs))
+    for number, (piece, another) in enumerate(itertools.zip_longest(pieces, others)):
+        if piece != another:
+            raise ValueError(
+                f"{path} and {other.name} contradict each other: the id {number} is {piece!r} in "
+                f"the one and {another!r} in the other. Remove the one that is not the model's"
+            )
+    raise ValueError(f"{path} and {other.name} are of different kinds: remove one of them")
+
+
+def _added_tokens(directory: Path, described: Mapping[str, Any]) -> dict[Path, dict[int, str]]:
+    """The tokens by id that each file adds to the vocabulary or repeats of it."""
+    found = {}
+    try:
+        path = directory / TOKENIZER_CONFIG_NAME
+        decoder = described.get("added_tokens_decoder") or {}
+        found[path] = {int(number): token["content"] for number, token in decoder.items()}
+        path = directory / ADDED_TOKENS_NAME
+        if path.exists():
+            found[path] = {int(number): token for token, number in read_object(path).items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not list added tokens by id ({error!r})") from error
+    path = directory / TOKENIZER_NAME
+    if path.exists() and is_of_hugging_face(content := read_object(path)):
+        found[path] = added_tokens(content, str(path))
+    return found
 
 
 def _write_tokenizer(tokenizer: Tokenizer, config: BertConfig, directory: Path) -> None:
@@ -336,7 +297,6 @@ def _write_tokenizer(tokenizer: Tokenizer, config: BertConfig, directory: Path) 
             _write_json(
                 directory / TOKENIZER_CONFIG_NAME,
                 {
-                    "tokenizer_class": "BertTokenizer",
                     **{key: values[0] for key, values in _TOKENIZER_KEYS.items()},
                     "model_max_length": config.max_positions,
                     "pad_token": PAD,
@@ -353,7 +313,7 @@ def _described(source: Source) -> dict[str, Any]:
     config, own_class = source.config(), transformers_class(source)
     described = {
         "model_type": "bert" if own_class else OWN_TYPE,
-        **{theirs: getattr(config, ours) for ours, theirs in _DIMENSIONS.items()},
+        **{theirs: getattr(config, ours) for ours, theirs in DIMENSION_KEYS.items()},
         "pad_token_id": source.tokenizer.pad_id,
         OWN_TYPE: source.architecture,
     }
@@ -379,18 +339,7 @@ def _labels(source: Source) -> list[str]:
     task = TASKS.get(source.run.get("task"))
     if task is not None and task.label_names is not None:
         return list(task.label_names)
-    return source.run.get("labels") or _nameless_labels(source.classes)
-
-
-def _nameless_labels(classes: int) -> list[str]:
-    return [f"LABEL_{number}" for number in range(classes)]
-
-
-def _named_labels(described: Mapping[str, Any], classes: int) -> list[str]:
-    """The labels of a classifier by its outputs, empty where config.json gives them no names."""
-    names = described.get("id2label") or {}
-    labels = [str(names.get(str(number))) for number in range(classes)] if names else []
-    return labels if labels != _nameless_labels(classes) else []
+    return source.run.get("labels") or nameless_labels(source.classes)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -84,10 +84,21 @@ _UNUSED = re.compile(
     r"|\.clip_(query|key|value|attn)$"  # used by BiPFT and BiT, but not by BiBERT
     r"|^cls\.predictions\.decoder\."
 )
+# What wraps a model whose state is saved: DataParallel, torch.compile, FSDP and its checkpointing.
+_WRAPPERS = re.compile(
+    r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+WORDS = "bert.embeddings.word_embeddings.weight"
+# The decoder's arrays, each of which is one of ours; files have either or both.
+_TIED = {
+    "cls.predictions.decoder.weight": WORDS,
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
 # Any of these, used or not, shows that a model is not full precision.
 _OF_QUANTIZERS = re.compile(
     r"\.(move(_[qkv])?\.bias|sa\.weight|gate|scale|\w+_clip_val|clip_(query|key|value|attn))$"
 )
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
 _SHOWN_PROBLEMS = 10  # of a state dict, in a message
 
 
@@ -127,17 +138,36 @@ def _slots(paths: Mapping[str, object], layers: int) -> Iterator[tuple[str, Slot
 
 
 def usual_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays under the names of `slots`: "bert." before the names of an encoder without heads,
-    LayerNorms with weight and bias instead of gamma and beta (BERT's first checkpoints)."""
-    state = {
-        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        ): array
+    """The arrays under the names of `slots`: without what wrapped the model when it was saved,
+    "bert." before the names of an encoder without heads, LayerNorms with weight and bias instead of
+    gamma and beta (BERT's first checkpoints), and an array that is tied to another under the name
+    of `slots` where the file has only the other.
+
+    Raises: ValueError if two arrays come to one name.
+    """
+    usual: dict[str, np.ndarray] = {}
+    for name, array in state.items():
+        new = _WRAPPERS.sub("", name)
+        new = new.replace("LayerNorm.gamma", "LayerNorm.weight")
+        new = new.replace("LayerNorm.beta", "LayerNorm.bias")
+        if new in usual:
+            raise ValueError(f"{name} and another array are both the model's {new}")
+        usual[new] = array
+    if not any(name.startswith("bert.") for name in usual):
+        usual = {f"bert.{name}": array for name, array in usual.items()}
+    for tied, name in _TIED.items():
+        if tied in usual and name not in usual:
+            usual[name] = usual[tied]
+    return usual
+
+
+def without_surplus_rows(state: Mapping[str, np.ndarray], pieces: int) -> dict[str, np.ndarray]:
+    """The arrays, those that have a row for each piece of the vocabulary with no more rows."""
+    per_piece = {*_TIED, *_TIED.values()}
+    return {
+        name: array[:pieces] if name in per_piece and np.ndim(array) else array
         for name, array in state.items()
     }
-    if any(name.startswith("bert.") for name in state):
-        return state
-    return {f"bert.{name}": array for name, array in state.items()}
 
 
 def known_unused(state: Mapping[str, np.ndarray], config: BertConfig, classes: int) -> list[str]:
@@ -181,8 +211,9 @@ def from_state_dict(
     Returns: (parameters as float32 NumPy arrays, names that were left over and are not known to be
       unused).
 
-    Raises: ValueError listing arrays that are missing, unexpected or of another shape (with both
-      shapes), at most ten of them.
+    Raises: ValueError listing arrays that are missing, unexpected, of another shape (with both
+      shapes) or type, tied to another array and different from it, or not finite (a learned scale
+      may be NaN: not yet initialised), at most ten of them.
     """
     state = {name: np.asarray(array) for name, array in usual_names(state).items()}
     wanted = slots(config, classes)
@@ -198,7 +229,17 @@ def from_state_dict(
         if array.shape != expected:
             ours = expected[::-1] if slot.transposed else expected
             problems.append(f"{name} has shape {state[name].shape}, this model's has {ours}")
-        parts[slot.path][slot.layer] = array.astype(np.float32)
+        if array.dtype.name not in _FLOATS:
+            problems.append(f"{name} has type {array.dtype}, not one of {', '.join(_FLOATS)}")
+            continue
+        with np.errstate(over="ignore"):  # of a float64
+            array = array.astype(np.float32)
+        if bad := _count_not_finite(array, slot):
+            problems.append(f"{name} has {bad} values that are NaN or infinite, of {array.size}")
+        parts[slot.path][slot.layer] = array
+    for tied, name in _TIED.items():
+        if {tied, name} <= set(state) and not np.array_equal(state[tied], state[name]):
+            problems.append(f"{tied} is not {name}, and this library's MLM head has the two tied")
     left_over = [name for name in state if name not in wanted and not _UNUSED.search(name)]
     problems += [f"{name} is unexpected" for name in left_over if not optional(name)]
     if problems:
@@ -213,6 +254,14 @@ def from_state_dict(
         elif len(found) == config.layers:
             complete[path] = np.stack([found[layer] for layer in range(config.layers)])
     return unflatten_dict(complete, sep="/"), left_over
+
+
+def _count_not_finite(array: np.ndarray, slot: Slot) -> int:
+    """Values that no parameter may have: NaN is that of a learned scale before `calibrate`."""
+    allowed = np.isfinite(array)
+    if is_scale(slot.path):
+        allowed |= np.isnan(array)
+    return np.count_nonzero(~allowed)
 
 
 def with_uninitialised_scales(params: Params) -> Params:
@@ -232,6 +281,8 @@ def to_state_dict(
     missing: paths of the model's parameters that are not in `params` and are left out.
 
     Returns: C-contiguous float32 arrays.
+
+    Raises: ValueError for one that is not finite (a learned scale may be NaN).
     """
     flat = named_leaves(params)
     state = {}
@@ -240,5 +291,7 @@ def to_state_dict(
             continue
         array = np.asarray(flat[slot.path], np.float32)
         array = array if slot.layer is None else array[slot.layer]
+        if bad := _count_not_finite(array, slot):
+            raise ValueError(f"{slot.path} has {bad} values that are NaN or infinite")
         state[name] = np.array(array.T if slot.transposed else array, order="C")
     return state

@@ -3,36 +3,76 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.flax
 
+from bipft_jax.json_text import parse_json
 from bipft_jax.training.checkpoint_files import reason
 
 SAFETENSORS_NAME, PICKLE_NAME = "model.safetensors", "pytorch_model.bin"
 
 
 def read_weights(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """The arrays of model.safetensors, or else of pytorch_model.bin, and the file's path.
+    """The arrays of a model, and the path of the file that was read: model.safetensors, or else
+    pytorch_model.bin. Either may be in several files, which NAME.index.json then lists.
 
-    Returns: arrays of the file's own types, in host memory; those of a .bin are float32.
+    Returns: arrays of the file's own types, in host memory; bfloat16 of a .bin is float32.
 
-    Raises: ValueError: neither file exists, the one read is damaged, PyTorch is not installed and
-      needed, or a .bin holds anything but tensors.
+    Raises: ValueError naming the file: none exists, one that is listed is missing or has other
+      arrays than those listed, one is damaged, PyTorch is not installed and needed, or a .bin holds
+      anything but tensors.
     """
-    path = directory / SAFETENSORS_NAME
-    if path.exists():
-        try:  # its NumPy reader has no bfloat16 in older versions
-            arrays = safetensors.flax.load_file(path)
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
-        return path, {name: np.asarray(array) for name, array in arrays.items()}
-    path = directory / PICKLE_NAME
-    if path.exists():
-        return path, _read_pickle(path)
-    raise ValueError(f"{directory} has no weights: neither {SAFETENSORS_NAME} nor {PICKLE_NAME}")
+    for name, read in ((SAFETENSORS_NAME, _read_safetensors), (PICKLE_NAME, _read_pickle)):
+        path, index = directory / name, directory / f"{name}.index.json"
+        if path.exists():
+            return path, read(path)
+        if index.exists():
+            return index, _read_shards(index, read)
+    raise ValueError(
+        f"{directory} has no weights: neither {SAFETENSORS_NAME} nor {PICKLE_NAME}, nor one of "
+        "them with .index.json"
+    )
+
+
+def _read_shards(
+    index: Path, read: Callable[[Path], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays of all files that an index lists."""
+    try:
+        content = parse_json(index.read_bytes())
+        files = {str(name): Path(file) for name, file in content["weight_map"].items()}
+        if not files:
+            raise ValueError("weight_map is empty")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{index} is not an index, an object whose weight_map gives the file of each array "
+            f"({error!r})"
+        ) from error
+    state = {}
+    for file in sorted(set(files.values())):
+        path = index.parent / file
+        if file.name != str(file) or not path.is_file():
+            raise ValueError(f"{index} lists {file}, which is not a file of {index.parent}")
+        arrays, listed = read(path), {name for name in files if files[name] == file}
+        if different := sorted(listed ^ set(arrays)):
+            lacks = "lacks" if different[0] in listed else "has, and the index does not list,"
+            raise ValueError(
+                f"{path} is not the file that {index} lists: it {lacks} {different[0]}"
+            )
+        state |= arrays
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:  # its NumPy reader has no bfloat16 in older versions
+        arrays = safetensors.flax.load_file(path)
+    except (safetensors.SafetensorError, KeyError, TypeError) as error:  # also of unknown types
+        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+    return {name: np.asarray(array) for name, array in arrays.items()}
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:
@@ -62,4 +102,14 @@ def _read_pickle(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} is not a state dict: it must map names to dense tensors, nothing else"
         )
-    return {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+    arrays = {}
+    for name, tensor in state.items():
+        if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+            tensor = tensor.float()
+        try:
+            arrays[name] = tensor.detach().numpy()
+        except TypeError as error:
+            raise ValueError(
+                f"{path}: {name} has type {tensor.dtype}, which is not read"
+            ) from error
+    return arrays

@@ -66,6 +66,20 @@ def test_what_a_file_lacks_and_what_is_not_used_is_said_and_remembered(tmp_path,
         fill_mask.main(["the [MASK]", "--workdir", str(tmp_path / "runs")])
 
 
+def test_what_is_cut_off_is_said(tmp_path, capsys):
+    source = model()
+    words = "bert.embeddings.word_embeddings.weight"
+    state = state_of(source)
+    state = {name: state[name] for name in state if not name.startswith("cls.")}
+    state[words] = np.concatenate([state[words], state[words][:2]])
+    write(tmp_path / "given", source, state, vocab_size=13)
+    (tmp_path / "given" / "added_tokens.json").write_text('{"<url>": 11}')
+    run("import", tmp_path / "given", "--workdir", tmp_path / "runs")
+    printed = capsys.readouterr().out
+    assert "cut off     2 rows of the embedding" in printed and "tokens <url>\n" in printed
+    assert load_source(tmp_path / "runs").run["surplus_rows"] == 2
+
+
 def test_a_classifier_keeps_its_outputs(tmp_path, capsys):
     write_directory(model("fp", 3), tmp_path / "given")
     run("import", tmp_path / "given", "--workdir", tmp_path / "runs")

@@ -16,13 +16,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from bipft_jax.data.tokenizers import SPECIAL_PIECES, WordPieceTokenizer, train_sentencepiece
 from bipft_jax.fill_mask import fill_mask
 from bipft_jax.interop.hugging_face import read_directory, transformers_class, write_directory
-from bipft_jax.interop.torch_weights import to_state_dict
+from bipft_jax.interop.torch_weights import from_state_dict, to_state_dict, usual_names
 from bipft_jax.models.bert import BertForPreTraining
 from bipft_jax.models.recipes import RECIPES, BertConfig, architecture, recipe_named
 from bipft_jax.training.distillation import make_teacher
 from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import is_scale
 from bipft_jax.training.warm_start import Source, abstract_params, warm_started
+from tests.data.test_tokenizers import hugging_face_json
 
 WORDS = WordPieceTokenizer([*SPECIAL_PIECES, "cat", "dog", "##s", "é", "a", "the"])
 HEADS = {"mlm_bias", "nsp/kernel", "nsp/bias"} | {
@@ -233,6 +234,9 @@ def test_a_recipe_that_contradicts_the_directory_is_refused(tmp_path):
         ("tie_word_embeddings", False, "tie_word_embeddings is False"),
         ("model_type", "roberta", "model_type is 'roberta', .* only 'bert' or 'bipft_jax'"),
         ("vocab_size", 12, "vocab_size is 12, but the vocabulary has 11 pieces"),
+        ("vocab_size", 10, "vocab_size is 10, but the vocabulary has 11 pieces"),
+        ("type_vocab_size", 1, "type_vocab_size is 1, .* from 2"),  # pairs have two
+        ("quantization_config", {"bits": 8}, "quantization_config is {'bits': 8}"),
     ],
 )
 def test_another_kind_of_bert_is_refused_by_key_and_value(tmp_path, key, value, message):
@@ -362,6 +366,20 @@ def test_a_torch_file_is_read_as_weights_only(tmp_path, monkeypatch):
         ({"num_attention_heads": 0}, "num_attention_heads is 0, it must be a positive number"),
         ({"num_hidden_layers": "6"}, "num_hidden_layers is '6', it must be a positive number"),
         ({"layer_norm_eps": None}, "layer_norm_eps is None, it must be a positive number"),
+        (
+            {"num_hidden_layers": 2.0},
+            "num_hidden_layers is 2.0, it must be a positive number without",
+        ),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True, it must be a positive number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, .* from 1 to 10000"),
+        ({"hidden_size": 10**30}, "hidden_size is 1000.*, it must be a positive number"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan, it must be a positive number"),
+        ({"num_attention_heads": 3}, "config.json: hidden size 8 is not a multiple of 3 heads"),
+        ({"architectures": "BertModel"}, "architectures is 'BertModel', it must be a list"),
+        (
+            {"architectures": ["BertForSequenceClassification"]},
+            "the weights have no classifier.weight",
+        ),
         ({"bipft_jax": {}}, "bipft_jax is not what this library writes there"),
         ({"bipft_jax": 1}, "bipft_jax is not what this library writes there"),
     ],
@@ -369,6 +387,193 @@ def test_a_torch_file_is_read_as_weights_only(tmp_path, monkeypatch):
 def test_a_broken_config_is_explained_by_its_key(tmp_path, changes, message):
     write(tmp_path, model(), **changes)
     with pytest.raises(ValueError, match=message):
+        read_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id2label": ["a", "b", "c"]}, "id2label is .* must be an object"),
+        ({"id2label": {"0": "a", "1": "b"}}, "id2label has the numbers 0, 1, .* has 3 outputs"),
+        ({"id2label": {"0": "a", "1": "b", "2": None}}, "each output must have a name"),
+        ({"id2label": {"0": "a", "1": "b", "2": "A"}}, "gives two outputs one name: a, b, A"),
+        ({"label2id": {"a": 0, "b": 1, "c": 1}}, "label2id has the numbers 0, 1, "),
+        (
+            {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"b": 0, "a": 1, "c": 2}},
+            "contradict each other: a, b, c and b, a, c",
+        ),
+        ({"num_labels": 2}, "num_labels is 2, it must be 3"),
+        ({"problem_type": "multi_label_classification"}, "must be 'single_label_classification'"),
+        ({"problem_type": "regression"}, "must be 'single_label_classification'"),
+    ],
+)
+def test_what_a_classifier_means_is_said_once_for_each_output(tmp_path, changes, message):
+    nothing = dict.fromkeys(("id2label", "label2id"))
+    write(tmp_path, model(classes=3), **(nothing | changes))
+    with pytest.raises(ValueError, match=f"config.json: .*{message}"):
+        read_directory(tmp_path)
+
+
+def test_this_librarys_own_description_must_agree_with_the_other_keys(tmp_path):
+    write_directory(model("bipft_b"), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_attention_heads": 4}))
+    with pytest.raises(ValueError, match="num_attention_heads is 4, but bipft_jax .* heads is 2"):
+        read_directory(tmp_path)
+
+
+LAYER = "bert.encoder.layer.1."
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+@pytest.mark.parametrize("name", [f"{LAYER}output.dense.weight", "cls.predictions.bias"])
+def test_an_array_that_is_not_finite_is_named(tmp_path, name, value):
+    state = state_of(model())
+    state[name] = state[name].copy()
+    state[name].flat[3] = value
+    write(tmp_path, model(), state)
+    with pytest.raises(ValueError, match=f"{name} has 1 values that are NaN or infinite, of"):
+        read_directory(tmp_path)
+
+
+def test_only_floats_that_fit_are_weights(tmp_path):
+    name = "bert.pooler.dense.weight"
+    for array, message in (
+        (np.zeros((8, 8), np.int8), "has type int8"),
+        (np.full((8, 8), 1e39), "has 64 values that are NaN or infinite"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} {message}"):
+            from_state_dict(state_of(model()) | {name: array}, config(RECIPES["fp"]), 0)
+
+
+def test_scales_may_be_uninitialised_but_not_infinite(tmp_path):
+    source = model("bit_w1a1")
+    name = f"{LAYER}attention.self.clip_key"
+    for value, allowed in ((np.nan, True), (np.inf, False)):
+        state = state_of(source) | {name: np.float32(value)}
+        write(tmp_path / str(value), source, state)
+        if allowed:
+            read_directory(tmp_path / str(value), "bit_w1a1")
+            continue
+        with pytest.raises(ValueError, match=f"{name} has 1 values"):
+            read_directory(tmp_path / str(value), "bit_w1a1")
+
+
+def test_a_model_with_a_value_that_is_not_finite_is_not_given_away(tmp_path):
+    source = model()
+    source.params["bert"]["norm"]["bias"][2] = np.nan
+    with pytest.raises(ValueError, match="bert/norm/bias has 1 values that are NaN"):
+        write_directory(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_beyond_the_vocabulary_are_cut_off_everywhere(tmp_path):
+    source = model()
+    state = state_of(source)
+    words = "bert.embeddings.word_embeddings.weight"
+    for name in (words, "cls.predictions.bias"):
+        more = np.full((5, *state[name].shape[1:]), 7, np.float32)
+        state[name] = np.concatenate([state[name], more])
+    state["cls.predictions.decoder.weight"] = state[words]
+    state["cls.predictions.decoder.bias"] = state["cls.predictions.bias"]
+    for vocab_size in (16, 11):
+        directory = tmp_path / str(vocab_size)
+        write(directory, source, state, vocab_size=vocab_size)
+        found, _ = read_directory(directory)
+        assert_same_bits(found.params, source.params)
+        assert found.architecture == source.architecture
+        assert (found.run["surplus_rows"], found.run["added_tokens"]) == (5, [])
+    (directory / "added_tokens.json").write_text('{"<user>": 12, "<url>": 11}')
+    assert read_directory(directory)[0].run["added_tokens"] == ["<url>", "<user>"]
+    (directory / "added_tokens.json").write_text('{"<user>": 8}')
+    with pytest.raises(ValueError, match="added_tokens.json gives the id 8 to '<user>'"):
+        read_directory(directory)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_fsdp_wrapped_module."]
+)
+def test_names_of_a_wrapped_model_are_those_of_the_model(tmp_path, prefix):
+    source = model()
+    state = {prefix + name: array for name, array in state_of(source).items()}
+    write(tmp_path, source, state)
+    assert_same_bits(read_directory(tmp_path)[0].params, source.params)
+    state["cls.predictions.bias"] = np.zeros(11, np.float32)
+    with pytest.raises(ValueError, match="another array are both the model's cls.predictions.bias"):
+        usual_names(state)
+
+
+def test_an_array_that_is_tied_may_have_either_name(tmp_path):
+    source = model()
+    state = state_of(source)
+    words, decoder = "bert.embeddings.word_embeddings", "cls.predictions.decoder"
+    state[f"{decoder}.weight"] = state.pop(f"{words}.weight")
+    state[f"{decoder}.bias"] = state.pop("cls.predictions.bias")
+    write(tmp_path / "out", source, state)
+    assert_same_bits(read_directory(tmp_path / "out")[0].params, source.params)
+    state["cls.predictions.bias"] = state[f"{decoder}.bias"] + 1
+    write(tmp_path / "untied", source, state)
+    with pytest.raises(ValueError, match=f"{decoder}.bias is not .* has the two tied"):
+        read_directory(tmp_path / "untied")
+
+
+def in_two_files(directory, source, **changes) -> dict:
+    """Weights as Hugging Face writes those of large models."""
+    write(directory, source)
+    (directory / "model.safetensors").unlink()
+    state, files = state_of(source), {}
+    names = sorted(state)
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        name = f"model-{number:05d}-of-00002.safetensors"
+        safetensors.numpy.save_file({n: state[n] for n in part}, directory / name)
+        files |= dict.fromkeys(part, name)
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": files | changes})
+    )
+    return files
+
+
+def test_weights_in_several_files_are_read_by_their_index(tmp_path):
+    source = model()
+    in_two_files(tmp_path, source)
+    found, _ = read_directory(tmp_path)
+    assert_same_bits(found.params, source.params)
+    assert found.run["weights"] == str(tmp_path / "model.safetensors.index.json")
+    missing = tmp_path / "model-00002-of-00002.safetensors"
+    missing.rename(tmp_path.parent / missing.name)
+    with pytest.raises(ValueError, match=f"index.json lists {missing.name}, which is not a file"):
+        read_directory(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ghost": "model-00001-of-00002.safetensors"}, "00001-of-00002.* it lacks ghost"),
+        ({"cls.predictions.bias": "model-00001-of-00002.safetensors"}, "cls.predictions.bias"),
+        ({"ghost": "../elsewhere"}, "lists ../elsewhere, which is not a file of"),
+        ({"ghost": 3}, "index.json is not an index"),
+    ],
+)
+def test_an_index_that_is_not_of_its_files_is_refused(tmp_path, changes, message):
+    files = in_two_files(tmp_path, model(), **changes)
+    assert files["cls.predictions.bias"] == "model-00002-of-00002.safetensors"
+    with pytest.raises(ValueError, match=message):
+        read_directory(tmp_path)
+
+
+def test_a_vocabulary_may_be_in_tokenizer_json_but_not_two_of_them(tmp_path):
+    write(tmp_path, model())
+    pieces = [WORDS.id_to_piece(i) for i in range(11)]
+    path, vocabulary = tmp_path / "tokenizer.json", tmp_path / "vocab.txt"
+    hugging_face_json(path, pieces)
+    assert read_directory(tmp_path)[0].tokenizer.fingerprint == WORDS.fingerprint
+    vocabulary.unlink()
+    assert read_directory(tmp_path)[0].tokenizer.fingerprint == WORDS.fingerprint
+    vocabulary.write_text("\n".join([*pieces[:9], "the", "a"]), encoding="utf-8")
+    with pytest.raises(ValueError, match="contradict each other: the id 9 is 'the' in the one and"):
+        read_directory(tmp_path)
+    hugging_face_json(path, pieces, lowercase=False)
+    with pytest.raises(ValueError, match="tokenizer.json: normalizer.lowercase is False"):
         read_directory(tmp_path)
 
 
@@ -380,6 +585,8 @@ def test_labels_that_a_directory_names_are_kept(tmp_path):
     write_directory(source, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     assert written["id2label"] == {"0": names[0], "1": names[1], "2": names[2]}
+    write(tmp_path / "by name", model(classes=3), label2id={n: i for i, n in enumerate(names)})
+    assert read_directory(tmp_path / "by name")[0].run["labels"] == names
     write(tmp_path / "nameless", model(classes=3))
     assert read_directory(tmp_path / "nameless")[0].run["labels"] == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -17,10 +18,13 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
     """
     try:
         return values(argv)
-    except AttributeError as error:
+    except (AttributeError, LookupError) as error:
         message = error.args[0]
         while isinstance(message, BaseException):  # a KeyError inside, whose str is a repr
             message = message.args[0]
+        # Of a key inside another: one of a section that is not there, or of what is no section.
+        if inside := re.search(r"(?:lookup:|\(in:) ([^\s)]+)", message):
+            message = repr(inside[1])
         raise ValueError(f"unknown config key {message}") from error
     except (flags.Error, TypeError) as error:
         raise ValueError(str(error)) from error

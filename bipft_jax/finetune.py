@@ -22,8 +22,8 @@ import ml_collections
 import numpy as np
 import optax
 
+from bipft_jax.config_keys import check_keys
 from bipft_jax.data import glue, glue_batches, glue_metrics
-from bipft_jax.errors import unknown_name
 from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
 from bipft_jax.predict import outputs, require_outputs
@@ -116,6 +116,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
       fit; FloatingPointError when losses or gradients are no longer finite; SystemExit (0) after
       SIGTERM, when the state has been saved.
     """
+    check_keys(config, "finetune")
     workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())
     run = make_run(config)
@@ -137,26 +138,21 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 def make_run(config: ml_collections.ConfigDict) -> Run:
     """Loads checkpoint and task, and builds models, optimiser and mesh.
 
-    Raises: ValueError for a missing directory, an unknown name, a key that would be ignored, or a
-      batch that does not split.
+    Raises: ValueError for a missing directory, keys that do not go together, texts longer than the
+      model has positions for, or a batch that does not split.
     """
     task = glue.glue_task(config.task)
-    for key in ("init_from", "glue_dir"):
-        if not config[key]:
-            raise ValueError(f"{key} is empty: give --config.{key}=DIR (see configs/finetune.py)")
-    if config.dropout_until_evaluation and not config.evaluate_every:
-        raise ValueError(
-            "dropout_until_evaluation has no effect without evaluations within an epoch: give "
-            "--config.evaluate_every"
-        )
-    if not config.seeds:
-        raise ValueError("seeds is empty: give at least one, as --config.seeds='(0,)'")
+    check_together(config, task)
     source = load_source(config.init_from)
-    if config.length_buckets < 1:
-        raise ValueError(f"length_buckets is {config.length_buckets}: it must be 1 or more")
     data = load_task(
         task, config.glue_dir, source.tokenizer, config.max_length, config.length_buckets
     )
+    longest, positions = data.train.padded_lengths[-1], source.architecture["max_positions"]
+    if longest > positions:
+        raise ValueError(
+            f"max_length is {config.max_length} and the longest example has {longest} tokens, but "
+            f"{source.workdir} has {positions} positions: give --config.max_length={positions}"
+        )
     total = glue_batches.updates_for_epochs(
         len(data.train), config.batch_size, config.epochs or task.epochs
     )
@@ -190,7 +186,7 @@ def make_stages(
 
     source, teacher: the first stage's.
 
-    Raises: ValueError for an unknown recipe, or a checkpoint that is not one for the first stage.
+    Raises: ValueError for a checkpoint that is not one for the first stage.
     """
     recipes = (*config.intermediate_recipes, config.recipe)
     stage = None
@@ -237,43 +233,16 @@ def check_switches(config: BertConfig, source: Source) -> None:
             )
 
 
-def make_optimizer(config, total: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The learning rate by update, and the optimiser, for a run of `total` updates.
-
-    Raises: ValueError for an unknown schedule or optimiser, or a key that the optimiser ignores.
-    """
-    if config.schedule not in ("constant", "linear"):
-        raise ValueError(f"schedule is {config.schedule!r}: it must be constant or linear")
-
-    def scheduled(rate: float) -> optax.Schedule:
-        if config.schedule == "constant":
-            return optax.constant_schedule(rate)
-        return linear_schedule(rate, total / 10, total)
-
-    schedule = scheduled(config.learning_rate)
-    if config.optimizer == "adamw":
-        if config.scale_learning_rate:
-            raise ValueError("adamw has one learning rate: leave scale_learning_rate at 0")
-        return schedule, adamw(
-            schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+def check_together(config: ml_collections.ConfigDict, task: glue.GlueTask) -> None:
+    """Raises ValueError, before anything is loaded, for a directory that is not given, switches that
+    a recipe does not have, or a key that would be ignored beside the others."""
+    for key in ("init_from", "glue_dir"):
+        if not config[key]:
+            raise ValueError(f"{key} is empty: give --config.{key}=DIR (see configs/finetune.py)")
+    for recipe in (*config.intermediate_recipes, config.recipe):
+        recipe_named(
+            recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights
         )
-    if config.optimizer != "bert_adam":
-        raise unknown_name("optimizer", config.optimizer, ("adamw", "bert_adam"))
-    if config.clip_norm:
-        raise ValueError("bert_adam clips every tensor to norm 1: leave clip_norm at 0")
-    return schedule, bert_adam(
-        schedule,
-        scale_schedule=scheduled(config.scale_learning_rate or config.learning_rate),
-        weight_decay=config.weight_decay,
-    )
-
-
-def distillation_of(config: ml_collections.ConfigDict, task: glue.GlueTask) -> Distillation | None:
-    """What the student learns from its teacher; None without one.
-
-    Raises: ValueError for a teacher without a distillation or the reverse, an unknown one, or a key
-      that would be ignored.
-    """
     if bool(config.teacher) != bool(config.distillation):
         raise ValueError(
             "distillation needs both --config.teacher=DIR, a finetuning run's seed_N directory, "
@@ -289,10 +258,41 @@ def distillation_of(config: ml_collections.ConfigDict, task: glue.GlueTask) -> D
             f"score_mse is for distillation 'bit' on a task of scores, not for distillation "
             f"{config.distillation!r} on task {task.name}: leave it at False"
         )
+    if config.dropout_until_evaluation and not config.evaluate_every:
+        raise ValueError(
+            "dropout_until_evaluation has no effect without evaluations within an epoch: give "
+            "--config.evaluate_every"
+        )
+    if config.optimizer == "adamw" and config.scale_learning_rate:
+        raise ValueError("adamw has one learning rate: leave scale_learning_rate at 0")
+    if config.optimizer == "bert_adam" and config.clip_norm:
+        raise ValueError("bert_adam clips every tensor to norm 1: leave clip_norm at 0")
+
+
+def make_optimizer(config, total: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The learning rate by update, and the optimiser, for a run of `total` updates."""
+
+    def scheduled(rate: float) -> optax.Schedule:
+        if config.schedule == "constant":
+            return optax.constant_schedule(rate)
+        return linear_schedule(rate, total / 10, total)
+
+    schedule = scheduled(config.learning_rate)
+    if config.optimizer == "adamw":
+        return schedule, adamw(
+            schedule, weight_decay=config.weight_decay, clip_norm=config.clip_norm
+        )
+    return schedule, bert_adam(
+        schedule,
+        scale_schedule=scheduled(config.scale_learning_rate or config.learning_rate),
+        weight_decay=config.weight_decay,
+    )
+
+
+def distillation_of(config: ml_collections.ConfigDict) -> Distillation | None:
+    """What the student learns from its teacher; None without one."""
     if not config.distillation:
         return None
-    if config.distillation not in DISTILLATIONS:
-        raise unknown_name("distillation", config.distillation, DISTILLATIONS)
     return bit_distillation_of_scores if config.score_mse else DISTILLATIONS[config.distillation]
 
 
@@ -301,10 +301,10 @@ def load_teacher(
 ) -> tuple[TaskTeacher | None, Source | None]:
     """The finetuned teacher that the config names, if any, and its checkpoint.
 
-    Raises: ValueError as `distillation_of`, and for a teacher with another number of outputs or
-      another tokenizer, or one whose hidden states cannot be compared.
+    Raises: ValueError for a teacher with another number of outputs or another tokenizer, or one
+      whose hidden states cannot be compared.
     """
-    distillation = distillation_of(config, task)
+    distillation = distillation_of(config)
     if distillation is None:
         return None, None
     source = load_source(config.teacher)

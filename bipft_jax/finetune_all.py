@@ -14,12 +14,11 @@ import ml_collections
 import numpy as np
 
 from bipft_jax import finetune
+from bipft_jax.config_keys import ALL_TASKS, check_keys
 from bipft_jax.data import glue
 from bipft_jax.results import RESULT_NAME, statistics
 from bipft_jax.training.processes import interruption, is_first, say
 from bipft_jax.training.workdir import absolute, check_workdir, claim_workdir, write_json
-
-ALL = "all"  # the config's task
 
 # Entries that papers count; neither counts WNLI. The scores are our selection metrics on the
 # development sets, not F1 and Spearman on the test sets as in BERT's own table.
@@ -45,7 +44,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     Raises: as `finetune.train`; ValueError also if no task is there, or for a teacher, which is one
       of a single task.
     """
-    if config.task != ALL:
+    check_keys(config, "finetune")
+    if config.task != ALL_TASKS:
         return finetune.train(config, workdir)
     if config.teacher:
         raise ValueError(
@@ -113,7 +113,7 @@ def summarise(
         averages = averages or {f"average of these {len(best)}": float(np.mean([*best.values()]))}
         seeds.append({"seed": seed, "best": best | averages})
     return {
-        "task": "all",
+        "task": ALL_TASKS,
         "recipe": config.recipe,
         "pretrained": config.pretrained,
         "init_from": config.init_from,

@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 import optax
 
+from bipft_jax.config_keys import check_keys
 from bipft_jax.data.corpus import Corpus, load_corpus
 from bipft_jax.data.pretraining import PretrainingExamples, pretraining_batches
 from bipft_jax.models.attention import ATTENDED_KEYS
@@ -34,7 +35,7 @@ from bipft_jax.training.distillation import Teacher, make_teacher
 from bipft_jax.training.flops import update_flops
 from bipft_jax.training.optimizer import adamw, linear_schedule
 from bipft_jax.training.processes import interruption, is_first, say
-from bipft_jax.training.profiling import profile_range, profiling
+from bipft_jax.training.profiling import profiling
 from bipft_jax.training.state import Params, TrainState
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
 from bipft_jax.training.warm_start import (
@@ -84,6 +85,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
       that does not fit; FloatingPointError when losses or gradients are no longer finite.
       SystemExit (0) after SIGTERM, when the state has been saved.
     """
+    check_keys(config, "pretrain")
     workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())
     run = make_run(config)
@@ -100,22 +102,21 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
 def make_run(config: ml_collections.ConfigDict) -> Run:
     """Loads the corpus and builds model, optimiser and mesh.
 
-    Raises: ValueError for a missing corpus, an unknown name, or a batch that does not split.
+    Raises: ValueError for a missing corpus, keys that do not go together, or a batch that does not
+      split.
     """
-    profile_range(config.profile_steps)
     if not config.corpus_dir:
         raise ValueError(
             "corpus_dir is empty: give --config.corpus_dir=DIR, a directory made by "
             "python -m bipft_jax.data.corpus"
         )
+    recipe = recipe_named(
+        config.recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights
+    )
+    schedule = linear_schedule(config.learning_rate, config.warmup_updates, config.num_updates)
     corpus = load_corpus(config.corpus_dir)
     model_config = bert_config(
-        recipe_named(
-            config.recipe,
-            config.estimator_rank,
-            config.lora_rank,
-            config.full_precision_weights,
-        ),
+        recipe,
         config.size,
         corpus.tokenizer.vocab_size,
         dropout=config.dropout,
@@ -129,7 +130,6 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.tensor)
     sharding.check_model(model_config, mesh)
     sharding.check_batch_size(config.batch_size, config.accumulation, mesh)
-    schedule = linear_schedule(config.learning_rate, config.warmup_updates, config.num_updates)
     return Run(
         config=config,
         corpus=corpus,

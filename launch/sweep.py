@@ -111,10 +111,12 @@ def checked_points(workdir: Path) -> list[dict]:
     """The points that are asked for, each value as the config has it (1 as 1.0 where it has a
     float).
 
-    Raises: ValueError for an unknown key, a value of another type, a key that is also given for all
-      points, or a directory that holds a run with other settings.
+    Raises: ValueError for an unknown key, a value that its key cannot have, a key that is also given
+      for all points, or a directory that holds a run with other settings.
     """
     from bipft_jax import sweeps
+    from bipft_jax.config_keys import check_keys  # imports jax, which takes a while
+    from bipft_jax.training.workdir import check_workdir
 
     points, source = swept_values(), "--values"
     if not points:
@@ -127,11 +129,9 @@ def checked_points(workdir: Path) -> list[dict]:
                 f"--config.{min(both)}, or give other points with --values"
             )
         config = config_of(point)
+        check_keys(config)
         checked.append({key: config_path.get_value(key, config) for key in point})
-    by_name = sweeps.named(checked)
-    from bipft_jax.training.workdir import check_workdir  # imports jax, which takes a while
-
-    for name, point in by_name.items():
+    for name, point in sweeps.named(checked).items():
         check_workdir(workdir / name, config_of(point).to_dict())
     return checked
 

@@ -40,11 +40,13 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax and tfds tell every step they take
     # Imported late, so that --help and a mistyped flag answer at once.
     from bipft_jax import finetune_all, pretrain
+    from bipft_jax.config_keys import check_keys
     from bipft_jax.training import processes
 
     programs = {"pretrain": pretrain.train, "finetune": finetune_all.train}
     with processes.failing_at_once():
         try:
+            check_keys(_CONFIG.value)
             processes.join(
                 _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
             )

@@ -233,6 +233,18 @@ def test_a_run_killed_in_its_second_stage_goes_on_there(staged, tmp_path, monkey
         ),
         ("bit_w1a1,sst2", dict(score_mse=True), "'bit' on task sst2: leave it at False"),
         (
+            "bit_w1a1,stsb",
+            dict(score_mse=True, distillation="direction_matching"),
+            "not for distillation 'direction_matching' on task stsb",
+        ),
+        (
+            "bit_w1a1,sst2",
+            dict(optimizer="bert_adam", clip_norm=1.0),
+            "leave clip_norm at 0",
+        ),
+        ("bit_w1a1,sst2", dict(scale_learning_rate=1e-4), "leave scale_learning_rate at 0"),
+        ("fp,sst2", dict(full_precision_weights=True, init_from="none"), "recipe 'fp' are full"),
+        (
             "bibert,sst2",
             dict(dropout_until_evaluation=True, evaluate_every=0),
             "give --config.evaluate_every",
@@ -246,6 +258,16 @@ def test_a_finetuning_that_cannot_work_is_explained_before_it_begins(
     keys = {k: str(home / v) if v and k in directories else v for k, v in keys.items()}
     with pytest.raises(ValueError, match=message):
         finetune.train(distilling(home, arg, **keys), str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_longer_than_the_model_can_hold_are_refused_before_it_begins(home, tmp_path):
+    shutil.copytree(home / "glue", tmp_path / "glue")
+    with (tmp_path / "glue" / "SST-2" / "dev.tsv").open("a") as file:
+        file.write(" ".join(40 * ["cat"]) + "\t1\n")
+    config = finetuning(home, "fp,sst2", glue_dir=str(tmp_path / "glue"))
+    with pytest.raises(ValueError, match="48 tokens, .* give --config.max_length=16"):
+        finetune.train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -279,13 +301,9 @@ def test_a_teacher_must_be_comparable(home, monkeypatch, changes, message):
 def test_scores_are_learned_from_the_teacher_only_where_that_is_asked_for():
     config = finetune_config.get_config("bit_w1a1,stsb")
     config.update({"teacher": "runs/fp", "distillation": "bit"})
-    task = glue_task("stsb")
-    assert finetune.distillation_of(config, task) is DISTILLATIONS["bit"]
+    assert finetune.distillation_of(config) is DISTILLATIONS["bit"]
     config.score_mse = True
-    assert finetune.distillation_of(config, task) is bit_distillation_of_scores
-    config.distillation = "direction_matching"
-    with pytest.raises(ValueError, match="not for distillation 'direction_matching' on task stsb"):
-        finetune.distillation_of(config, task)
+    assert finetune.distillation_of(config) is bit_distillation_of_scores
 
 
 def test_an_evaluation_counts_until_its_epoch_ends():
@@ -331,22 +349,6 @@ def test_a_student_without_dropout_draws_no_random_numbers(home, teacher_dropout
         return "random_bits" in str(traced)
 
     assert draws(True) and draws(False) == bool(teacher_dropout)
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        (dict(optimizer="bertadam"), "did you mean bert_adam"),
-        (dict(optimizer="bert_adam", clip_norm=1.0), "leave clip_norm at 0"),
-        (dict(scale_learning_rate=1e-4), "leave scale_learning_rate at 0"),
-        (dict(schedule="cosine"), "constant or linear"),
-    ],
-)
-def test_an_optimizer_refuses_keys_that_it_would_ignore(keys, message):
-    config = finetune_config.get_config("bit_w1a1,sst2")
-    with pytest.raises(ValueError, match=message):
-        config.update(keys)
-        finetune.make_optimizer(config, 20)
 
 
 def test_bert_adam_has_a_learning_rate_for_scales():

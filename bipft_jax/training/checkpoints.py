@@ -84,11 +84,9 @@ class Checkpointer:
             as in the references (SPEC 2.7).
 
         Raises:
-          ValueError: `keep_every` is negative or `best_mode` unknown.
+          ValueError: `best_mode` is unknown.
           DamagedCheckpointError: there are checkpoints, and of each the metrics are damaged.
         """
-        if keep_every < 0:
-            raise ValueError(f"keep_every is {keep_every}; it must be 0 (none) or a step count.")
         if best_mode not in ("min", "max"):
             raise ValueError(f'best_mode is {best_mode!r}; it must be "min" or "max".')
         self._workdir = absolute(workdir)

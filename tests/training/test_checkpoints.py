@@ -377,7 +377,5 @@ def test_a_checkpoint_refuses_a_tokenizer_that_is_not_its_own(tmp_path):
 
 
 def test_options_are_checked(tmp_path):
-    with pytest.raises(ValueError, match="keep_every is -1"):
-        open_checkpoints(tmp_path, keep_every=-1)
     with pytest.raises(ValueError, match="best_mode is 'lower'"):
         open_checkpoints(tmp_path, best_mode="lower")

@@ -369,8 +369,9 @@ def restore_params(
 
     Arguments:
       workdir: of a pretraining or finetuning run.
-      step: a step, "best" (by the metric that run selects by, the latest if by none), or "latest"
-        or None for the newest that is not damaged (damaged ones are named in the log).
+      step: a step, "best" by the metric that run selects by (the latest if none was evaluated: a run
+        may have been stopped before its first evaluation), or "latest" or None for the newest that
+        is not damaged (damaged ones are named in the log).
 
     Returns:
       Parameters as nested dictionaries of NumPy arrays, whatever devices they were trained on.
@@ -387,17 +388,9 @@ def restore_params(
     if isinstance(step, int):
         return read_parameters(directory, step)
     if step == "best":
-        selection = _selection(directory, steps)
-        if selection["best_metric"] is None:
-            return restore_params(workdir, "latest")
         metrics = {candidate: read_json(directory, candidate, "metrics") for candidate in steps}
-        best = _best_step(metrics, **selection)
-        if best is None:
-            raise CheckpointError(
-                f"No checkpoint in {directory} has the metric {selection['best_metric']!r}, so "
-                'none is the best: ask for the "latest" or a step.'
-            )
-        return read_parameters(directory, best)
+        best = _best_step(metrics, **_selection(directory, steps))
+        return restore_params(workdir, "latest" if best is None else best)
     if step not in ("latest", None):
         raise CheckpointError(f'{step!r} is not a step, "best" or "latest".')
     damaged: list[DamagedCheckpointError] = []

@@ -25,7 +25,7 @@ import optax
 from bipft_jax.config_keys import check_keys
 from bipft_jax.data import glue, glue_batches, glue_metrics
 from bipft_jax.models.bert import BertForSequenceClassification
-from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
+from bipft_jax.models.recipes import recipe_named
 from bipft_jax.predict import outputs, require_outputs
 from bipft_jax.results import RESULT_NAME, read_result, summarise, table
 from bipft_jax.training import sharding
@@ -121,6 +121,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     check_workdir(workdir, config.to_dict())
     run = make_run(config)
     claim_workdir(workdir, config.to_dict())
+    if config.pretrained:
+        head = "its classifier" if "classifier" in run.source.params else "a new classifier"
+        say(f"starting from {run.source.described()}, with {head}")
     results = []
     with interruption():
         for seed in config.seeds:
@@ -144,6 +147,8 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     task = glue.glue_task(config.task)
     check_together(config, task)
     source = load_source(config.init_from)
+    if not has_classifier_of(source, task):
+        source = source.without_classifier()
     data = load_task(
         task, config.glue_dir, source.tokenizer, config.max_length, config.length_buckets
     )
@@ -203,7 +208,6 @@ def make_stages(
             ),
         )
         if stage is None and config.pretrained:  # on shapes only: is the checkpoint one for it?
-            check_switches(model_config, source)
             shapes = abstract_params(model_config, task.num_outputs)
             warm_started(shapes, model_config, task.num_outputs, source)
         model = BertForSequenceClassification(model_config, task.num_outputs)
@@ -219,18 +223,6 @@ def make_stages(
         )
         teacher = dataclasses.replace(teacher, model=model) if teacher else None
     return stage
-
-
-def check_switches(config: BertConfig, source: Source) -> None:
-    """Raises ValueError if the source is of the same recipe with other switches: finetuning would
-    then drop trained parameters or binarise kernels that were not, and say nothing."""
-    theirs, ours = architecture(source.config()), architecture(config)
-    for name in ("estimator_rank", "lora_rank", "full_precision_weights"):
-        if theirs["recipe"] == ours["recipe"] and theirs[name] != ours[name]:
-            raise ValueError(
-                f"{source.workdir} was trained with {name} {theirs[name]}, the config has "
-                f"{ours[name]}: give --config.{name}={theirs[name]}"
-            )
 
 
 def check_together(config: ml_collections.ConfigDict, task: glue.GlueTask) -> None:
@@ -296,19 +288,37 @@ def distillation_of(config: ml_collections.ConfigDict) -> Distillation | None:
     return bit_distillation_of_scores if config.score_mse else DISTILLATIONS[config.distillation]
 
 
+def has_classifier_of(source: Source, task: glue.GlueTask) -> bool:
+    """Whether a checkpoint's classifier, if it has one, is one of the task and not only as wide: of a
+    run on the task, or imported with the task's labels in its order. Numbers name no labels."""
+    if "task" in source.run:
+        return source.run["task"] == task.name
+    labels = [label.lower() for label in source.run.get("labels", [])]
+    named = [list(names or ()) for names in (task.label_names, task.tfds_label_names)]
+    return (
+        source.classes == task.num_outputs
+        and labels in named
+        and not any(label.isdecimal() for label in labels)
+    )
+
+
 def load_teacher(
     config: ml_collections.ConfigDict, task: glue.GlueTask, student: Source
 ) -> tuple[TaskTeacher | None, Source | None]:
     """The finetuned teacher that the config names, if any, and its checkpoint.
 
-    Raises: ValueError for a teacher with another number of outputs or another tokenizer, or one
-      whose hidden states cannot be compared.
+    Raises: ValueError for a teacher of another task, with another number of outputs or another
+      tokenizer, or one whose hidden states cannot be compared.
     """
     distillation = distillation_of(config)
     if distillation is None:
         return None, None
     source = load_source(config.teacher)
     verify_tokenizer(source.tokenizer.to_dict(), student.tokenizer)
+    if source.run.get("task", task.name) != task.name:
+        raise ValueError(
+            f"the teacher {config.teacher} was finetuned on {source.run['task']}, not on {task.name}"
+        )
     require_outputs(source, task)
     compared = ("layers", "hidden", "heads")  # the last by direction matching's relations only
     for name in compared if config.distillation == "direction_matching" else compared[:2]:

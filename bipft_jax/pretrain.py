@@ -171,7 +171,7 @@ def first_state(run: Run) -> TrainState:
         source = load_source(config.init_from)
         verify_tokenizer(source.tokenizer.to_dict(), tokenizer)
         params = warm_started(params, run.model.config, 0, source)
-        say(f"starting from {config.init_from}, step {source.step}")
+        say(f"starting from {source.described()}")
     params = states.calibrate(run.model, sharding.put(run.mesh, params), *inputs)
     places = sharding.placements(run.mesh, states.abstract_state(params, run.optimizer))
     return jax.jit(lambda p: states.new_state(p, run.optimizer), out_shardings=places)(params)

@@ -58,7 +58,10 @@ def test_finetuning_several_seeds_is_summarised_and_not_repeated(home, pretraine
     scores = [seed["best"]["accuracy"] for seed in result["seeds"]]
     assert result["mean"]["accuracy"] == pytest.approx(sum(scores) / 2)
     assert "majority class" in first.stdout and "50.0" in first.stdout
-    assert first.stdout.startswith(f"sst2, seed 0: accuracy {100 * scores[0]:.1f}\nsst2, bipft_b,")
+    begun, seed, title, *_ = first.stdout.splitlines()
+    assert begun.startswith(f"starting from {pretrained}, step ") and "new classifier" in begun
+    assert seed == f"sst2, seed 0: accuracy {100 * scores[0]:.1f}"
+    assert title.startswith("sst2, bipft_b,")
 
     again = run(home, "configs/finetune.py:bipft_b,sst2", workdir, **options)
     assert again.stdout == first.stdout

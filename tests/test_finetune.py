@@ -69,7 +69,7 @@ def home(tmp_path_factory):
             checkpointer.save(
                 1,
                 TrainState(jnp.int32(1), params, (), jnp.int32(0)),
-                config=checkpoint_description(config, classes, {}),
+                config=checkpoint_description(config, classes, {"task": "sst2"} if classes else {}),
                 tokenizer=tokenizer.to_dict(),
                 metrics={"accuracy": 0.5},
             )
@@ -146,6 +146,34 @@ def test_a_finetuned_teacher_is_handed_over_and_imitated(home, staged):
     # The classifier, too, is the teacher's, but for one update of 0.03 at most.
     for name, value in leaves(home / "teacher", 1).items():
         np.testing.assert_allclose(found[name], value, atol=0.05, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("run", "classes", "kept"),
+    [
+        ({"task": "sst2"}, 2, True),
+        ({"task": "cola"}, 2, False),
+        ({"task": "mnli"}, 3, False),
+        ({"labels": ["NEGATIVE", "POSITIVE"]}, 2, True),
+        ({"labels": ["POSITIVE", "NEGATIVE"]}, 2, False),
+        ({"labels": ["0", "1"]}, 2, False),
+        ({"labels": []}, 2, False),
+    ],
+)
+def test_a_classifier_is_taken_over_from_its_own_task_only(home, monkeypatch, run, classes, kept):
+    source = load_source(home / "teacher")
+    shapes = abstract_params(source.config(), classes)["classifier"]
+    classifier = jax.tree.map(lambda leaf: np.full(leaf.shape, 7, leaf.dtype), shapes)
+    source = source._replace(
+        run=run, classes=classes, params={**source.params, "classifier": classifier}
+    )
+    monkeypatch.setattr(finetune, "load_source", lambda directory: source)
+    begun = finetune.make_run(finetuning(home, "bit_w1a1,sst2"))
+    params = finetune.first_state(begun, begun.stage, begun.source, 0).params
+    assert params["classifier"]["kernel"].shape == (16, 2)
+    assert bool((params["classifier"]["kernel"] == 7).all()) == kept
+    pooler = source.params["bert"]["pooler"]["kernel"]
+    np.testing.assert_array_equal(params["bert"]["pooler"]["kernel"], pooler)
 
 
 def test_each_stage_begins_with_the_best_parameters_of_the_one_before(staged):
@@ -277,6 +305,7 @@ def test_texts_longer_than_the_model_can_hold_are_refused_before_it_begins(home,
         (dict(layers=1), "the teacher has layers 1, the student 2"),
         (dict(hidden=32), "the teacher has hidden 32, the student 16"),
         (dict(heads=1), "the teacher has heads 1, the student 2"),
+        (dict(task="cola"), "was finetuned on cola, not on sst2"),
         (dict(labels=["b", "a"]), None),
         (dict(labels=["1", "0"]), "labels in the order 1, 0, task sst2 in the order 0, 1"),
         (dict(scale=np.nan), "has scales that were never initialised, such as bert/pooler/input"),
@@ -284,7 +313,9 @@ def test_texts_longer_than_the_model_can_hold_are_refused_before_it_begins(home,
 )
 def test_a_teacher_must_be_comparable(home, monkeypatch, changes, message):
     student = load_source(home / "teacher")
-    run, params = {"labels": changes.pop("labels", [])}, student.params
+    changes = dict(changes)
+    run = {name: changes.pop(name) for name in ("labels", "task") if name in changes}
+    params = student.params
     if changes.get("scale"):
         params = {"bert": {"pooler": {"input_scale": np.float32(changes.pop("scale"))}}}
     architecture = {**student.architecture, **changes}

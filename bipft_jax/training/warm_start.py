@@ -41,6 +41,16 @@ class Source(NamedTuple):
         """The checkpoint's `BertConfig`; overrides choose what belongs to the run."""
         return config_of(self.architecture, **overrides)
 
+    def described(self) -> str:
+        """Where it is, for a line of output."""
+        return f"{self.workdir}, step {self.step}" + ("" if self.metrics else " (not evaluated)")
+
+    def without_classifier(self) -> Source:
+        """Itself, as if it had been trained without one: whoever starts from it gets a new one."""
+        head = [path for path in named_leaves(self.params) if path.startswith("classifier/")]
+        params = {name: value for name, value in self.params.items() if name != "classifier"}
+        return self._replace(params=params, missing=(*self.missing, *head))
+
     def filled_params(self) -> Params:
         """`params` with zeros for what is missing, for outputs that do not depend on it."""
         shapes = named_leaves(abstract_params(self.config(), self.classes))
@@ -64,7 +74,7 @@ def checkpoint_description(
 def load_source(workdir: str, step: int | str = "best") -> Source:
     """Reads a run's parameters, architecture and tokenizer.
 
-    step: a number, "best" (by the run's own metric) or "latest".
+    step: a number, "best" (by the run's own metric; the latest if none was evaluated) or "latest".
 
     Raises: CheckpointError (a ValueError) where there is no such checkpoint.
     """
@@ -121,7 +131,7 @@ def warm_started(fresh: Params, config: BertConfig, classes: int, source: Source
     described as missing it (heads of an imported encoder), and may be left over only if the new
     model has none; so a checkpoint that lost a parameter is refused.
 
-    Raises: ValueError naming what differs: dimensions, or parameters.
+    Raises: ValueError naming what differs: dimensions, switches, or parameters.
     """
     theirs, ours = source.architecture, architecture(config)
     different = [
@@ -134,6 +144,7 @@ def warm_started(fresh: Params, config: BertConfig, classes: int, source: Source
             f"cannot start from {source.workdir}: {'; '.join(different)}. Choose the size that the "
             "checkpoint was trained with, or another checkpoint"
         )
+    _check_switches(source.workdir, theirs, ours)
     source_paths = set(named_leaves(abstract_params(source.config(), source.classes)))
     source_paths -= set(source.missing)
     our_paths = set(named_leaves(abstract_params(config, classes)))
@@ -144,3 +155,16 @@ def warm_started(fresh: Params, config: BertConfig, classes: int, source: Source
         allowed_unexpected=lambda path: path in source_paths and path not in our_paths,
         source=f"{source.workdir} (step {source.step})",
     )
+
+
+def _check_switches(workdir: str, theirs: dict, ours: dict) -> None:
+    """Raises ValueError if a start would drop trained parameters or binarise kernels that were not,
+    and say nothing: where the recipe is the same, no switch may change; low-rank products are taken
+    over whatever the recipe."""
+    for name in ("estimator_rank", "lora_rank", "full_precision_weights"):
+        kept = theirs["recipe"] == ours["recipe"] or (name == "lora_rank" and theirs[name])
+        if kept and theirs[name] != ours[name]:
+            raise ValueError(
+                f"{workdir} was trained with {name} {theirs[name]}, the config has {ours[name]}: "
+                f"give --config.{name}={theirs[name]}"
+            )

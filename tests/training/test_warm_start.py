@@ -13,9 +13,9 @@ from bipft_jax.training.state import is_scale
 from bipft_jax.training.warm_start import Source, abstract_params, warm_started
 
 
-def config(recipe, **overrides):
+def config(recipe, switches=None, **overrides):
     sizes = dict(vocab_size=11, layers=2, hidden=8, heads=2, intermediate=16, max_positions=8)
-    return BertConfig(recipe_named(recipe), **{**sizes, **overrides})
+    return BertConfig(recipe_named(recipe, **(switches or {})), **{**sizes, **overrides})
 
 
 def filled(config, classes, value):
@@ -78,6 +78,27 @@ def test_another_size_is_named_by_its_dimensions():
     with pytest.raises(ValueError, match="hidden is 8 there and 16 here; intermediate is 16 there"):
         student = config("fp", hidden=16, intermediate=32)
         warm_started(filled(student, 0, 0.0), student, 0, source())
+
+
+@pytest.mark.parametrize(
+    "recipe, theirs, ours",
+    [
+        ("bipft_b", dict(lora_rank=2), {}),
+        ("bipft_b", dict(estimator_rank=4), {}),
+        ("bipft_b", dict(full_precision_weights=True), {}),
+        ("bipft_b", {}, dict(full_precision_weights=True)),
+        ("fp", dict(lora_rank=2), {}),
+    ],
+)
+@pytest.mark.parametrize("classes", [0, 2])
+def test_switches_that_would_drop_or_binarise_what_was_trained_are_refused(
+    recipe, theirs, ours, classes
+):
+    student = config("bipft_b", ours)
+    (name,) = theirs | ours
+    with pytest.raises(ValueError, match=f"runs/fp was trained with {name} .* --config.{name}="):
+        begun = source(recipe, switches=theirs)
+        warm_started(filled(student, classes, 0.0), student, classes, begun)
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ KEYS: dict[str, dict[str, Rule]] = {
         "scan_layers": truth,
         "corpus_dir": text,
         "seed": whole(0),
+        "mlm_distillation": number(0),
         "masking_rate": number(above=0, below=1),
         "data_workers": whole(0),
         "unigram_bias": truth,

@@ -46,24 +46,34 @@ from bipft_jax.training.warm_start import (
     Source,
     abstract_params,
     checkpoint_description,
+    load_input,
     load_source,
     require_initialised_scales,
     warm_started,
 )
-from bipft_jax.training.workdir import absolute, check_workdir, claim_workdir, write_json
+from bipft_jax.training.workdir import (
+    Inputs,
+    absolute,
+    check_workdir,
+    claim_workdir,
+    owned,
+    recorded_inputs,
+    write_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
     """A task's training split and dev splits, encoded; the first dev split selects.
 
-    baseline: scores of the majority class, by name as `evaluate`'s.
+    baseline: scores of the majority class, by name as `evaluate`'s. fingerprints: of the splits.
     """
 
     task: glue.GlueTask
     train: glue_batches.EncodedSplit
     dev: dict[str, glue_batches.EncodedSplit]
     baseline: dict[str, float]
+    fingerprints: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +98,16 @@ class Stage:
 class Run:
     """What all seeds of a run share.
 
-    source, teacher: what the first stage starts from and learns from. total: updates of one seed,
-    in every stage. schedule: learning rate by update. stage: the last one.
+    source, teacher: what the first stage starts from and learns from. inputs: what these and the
+    task's files are. total: updates of one seed, in every stage. schedule: learning rate by update.
+    stage: the last one.
     """
 
     config: ml_collections.ConfigDict
     data: TaskData
     source: Source
     teacher: Source | None
+    inputs: Inputs
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     total: int
@@ -103,28 +115,37 @@ class Run:
     stage: Stage
 
 
-def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
+def train(
+    config: ml_collections.ConfigDict, workdir: str, begun: Inputs | None = None
+) -> dict[str, Any]:
     """Finetunes once per seed and prints a table; goes on where a stopped run was.
 
     Arguments:
       config: of `configs/finetune.py`.
-      workdir: receives result.json and a directory for each seed.
+      workdir: receives config.json, inputs.json, result.json and a directory for each seed.
+      begun: inputs of a larger run that this is a part of, which has begun with them.
 
     Returns: what result.json holds.
 
     Raises: ValueError with what to change, for a task, file, checkpoint or config that does not
-      fit; FloatingPointError when losses or gradients are no longer finite; SystemExit (0) after
+      fit or is not what the run was begun with, or a workdir that another job has;
+      FloatingPointError when losses or gradients are no longer finite; SystemExit (0) after
       SIGTERM, when the state has been saved.
     """
     check_keys(config, "finetune")
     workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())
-    run = make_run(config)
-    claim_workdir(workdir, config.to_dict())
+    with owned(workdir):
+        run = make_run(config, {**(begun or {}), **recorded_inputs(workdir)})
+        claim_workdir(workdir, config.to_dict(), run.inputs)
+        return _all_seeds(run, workdir)
+
+
+def _all_seeds(run: Run, workdir: str) -> dict[str, Any]:
+    config, results = run.config, []
     if config.pretrained:
         head = "its classifier" if "classifier" in run.source.params else "a new classifier"
         say(f"starting from {run.source.described()}, with {head}")
-    results = []
     with interruption():
         for seed in config.seeds:
             results.append(finetune_seed(run, run.stage, Path(workdir), seed))
@@ -138,20 +159,25 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     return summary
 
 
-def make_run(config: ml_collections.ConfigDict) -> Run:
+def make_run(config: ml_collections.ConfigDict, begun: Inputs) -> Run:
     """Loads checkpoint and task, and builds models, optimiser and mesh.
+
+    Arguments:
+      begun: the inputs that the run was begun with, empty for a new one: checkpoints are the same.
 
     Raises: ValueError for a missing directory, keys that do not go together, texts longer than the
       model has positions for, or a batch that does not split.
     """
     task = glue.glue_task(config.task)
     check_together(config, task)
-    source = load_source(config.init_from)
+    source = load_input(config.init_from, "init_from", begun)
+    inputs = {"init_from": source.identity}
     if not has_classifier_of(source, task):
         source = source.without_classifier()
     data = load_task(
         task, config.glue_dir, source.tokenizer, config.max_length, config.length_buckets
     )
+    inputs["glue_dir"] = data.fingerprints
     longest, positions = data.train.padded_lengths[-1], source.architecture["max_positions"]
     if longest > positions:
         raise ValueError(
@@ -165,12 +191,17 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
     schedule, optimizer = make_optimizer(config, total)
     mesh = sharding.make_mesh()
     sharding.check_batch_size(config.batch_size, 1, mesh)
-    task_teacher, teacher = load_teacher(config, task, source)
+    teacher = task_teacher = None
+    if config.distillation:
+        teacher = load_input(config.teacher, "teacher", begun)
+        inputs["teacher"] = teacher.identity
+        task_teacher = make_teacher(config, task, source, teacher)
     return Run(
         config=config,
         data=data,
         source=source,
         teacher=teacher,
+        inputs=inputs,
         optimizer=optimizer,
         schedule=schedule,
         total=total,
@@ -281,10 +312,8 @@ def make_optimizer(config, total: int) -> tuple[optax.Schedule, optax.GradientTr
     )
 
 
-def distillation_of(config: ml_collections.ConfigDict) -> Distillation | None:
-    """What the student learns from its teacher; None without one."""
-    if not config.distillation:
-        return None
+def distillation_of(config: ml_collections.ConfigDict) -> Distillation:
+    """What the student learns from its teacher."""
     return bit_distillation_of_scores if config.score_mse else DISTILLATIONS[config.distillation]
 
 
@@ -302,18 +331,14 @@ def has_classifier_of(source: Source, task: glue.GlueTask) -> bool:
     )
 
 
-def load_teacher(
-    config: ml_collections.ConfigDict, task: glue.GlueTask, student: Source
-) -> tuple[TaskTeacher | None, Source | None]:
-    """The finetuned teacher that the config names, if any, and its checkpoint.
+def make_teacher(
+    config: ml_collections.ConfigDict, task: glue.GlueTask, student: Source, source: Source
+) -> TaskTeacher:
+    """The finetuned teacher of a checkpoint.
 
     Raises: ValueError for a teacher of another task, with another number of outputs or another
       tokenizer, or one whose hidden states cannot be compared.
     """
-    distillation = distillation_of(config)
-    if distillation is None:
-        return None, None
-    source = load_source(config.teacher)
     verify_tokenizer(source.tokenizer.to_dict(), student.tokenizer)
     if source.run.get("task", task.name) != task.name:
         raise ValueError(
@@ -335,7 +360,7 @@ def load_teacher(
     require_initialised_scales(source)
     model_config = source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute)
     model = BertForSequenceClassification(model_config, source.classes)
-    return TaskTeacher(model, distillation, config.teacher_dropout), source
+    return TaskTeacher(model, distillation_of(config), config.teacher_dropout)
 
 
 def load_task(
@@ -348,6 +373,7 @@ def load_task(
     encoded = {
         name: glue_batches.encode(split, tokenizer, max_length) for name, split in splits.items()
     }
+    fingerprints = {name: split.fingerprint for name, split in splits.items()}
     longest = max(split.padded_lengths[-1] for split in encoded.values())
     lengths = glue_batches.padded_lengths(longest, length_buckets)
     encoded = {
@@ -355,7 +381,7 @@ def load_task(
     }
     train_split = splits.pop("train")
     baseline = {name: glue_metrics.baseline(train_split, dev) for name, dev in splits.items()}
-    return TaskData(task, encoded.pop("train"), encoded, _scores(baseline))
+    return TaskData(task, encoded.pop("train"), encoded, _scores(baseline), fingerprints)
 
 
 def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str, Any]:

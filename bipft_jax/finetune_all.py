@@ -18,7 +18,14 @@ from bipft_jax.config_keys import ALL_TASKS, check_keys
 from bipft_jax.data import glue
 from bipft_jax.results import RESULT_NAME, statistics
 from bipft_jax.training.processes import interruption, is_first, say
-from bipft_jax.training.workdir import absolute, check_workdir, claim_workdir, write_json
+from bipft_jax.training.workdir import (
+    absolute,
+    check_workdir,
+    claim_workdir,
+    owned,
+    recorded_inputs,
+    write_json,
+)
 
 # Entries that papers count; neither counts WNLI. The scores are our selection metrics on the
 # development sets, not F1 and Spearman on the test sets as in BERT's own table.
@@ -54,22 +61,29 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
         )
     workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())
+    with owned(workdir):
+        return _all_tasks(config, workdir)
+
+
+def _all_tasks(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
     there = [name for name in glue.BENCHMARK if glue.is_there(glue.TASKS[name], config.glue_dir)]
     if not there:
         raise ValueError(f"glue_dir {config.glue_dir!r} has none of {', '.join(glue.BENCHMARK)}")
     if missing := [name for name in glue.BENCHMARK if name not in there]:
         say(f"not in {config.glue_dir}, left out: {', '.join(missing)}")
     configs = {name: ml_collections.ConfigDict({**config, "task": name}) for name in there}
-    finetune.make_run(configs[there[0]])  # before anything is claimed or hours are spent:
+    # Before anything is claimed or hours are spent:
+    run = finetune.make_run(configs[there[0]], recorded_inputs(workdir))
     for name in there:
         task = glue.TASKS[name]
         for split in glue.dev_splits(task, config.glue_dir):
             glue.read_split(task, config.glue_dir, split)
-    claim_workdir(workdir, config.to_dict())
+    begun = {"init_from": run.inputs["init_from"]}  # for all tasks the same
+    claim_workdir(workdir, config.to_dict(), begun)
     summaries = {}
     with interruption():
         for name, task_config in configs.items():
-            summaries[name] = finetune.train(task_config, str(Path(workdir) / name))
+            summaries[name] = finetune.train(task_config, str(Path(workdir) / name), begun)
             summary = summarise(config, summaries)
             say(f"\n{table(summary)}\n")
     if is_first():

@@ -39,13 +39,22 @@ from bipft_jax.training.profiling import profiling
 from bipft_jax.training.state import Params, TrainState
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
 from bipft_jax.training.warm_start import (
+    Source,
     abstract_params,
     checkpoint_description,
-    load_source,
+    load_input,
     require_initialised_scales,
     warm_started,
 )
-from bipft_jax.training.workdir import absolute, check_workdir, claim_workdir, write_json
+from bipft_jax.training.workdir import (
+    absolute,
+    check_inputs,
+    check_workdir,
+    claim_workdir,
+    owned,
+    recorded_inputs,
+    write_json,
+)
 
 _EVALUATION_SEED = 0  # held-out examples are the same for every run on a corpus
 
@@ -76,27 +85,41 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
 
     Arguments:
       config: of `configs/pretrain.py`.
-      workdir: receives checkpoints, metrics.jsonl, TensorBoard files, config.json and, at the end,
-        result.json.
+      workdir: receives checkpoints, metrics.jsonl, TensorBoard files, config.json, inputs.json and,
+        at the end, result.json.
 
     Returns: the final state, as it was saved.
 
     Raises: ValueError with what to change, for a corpus, checkpoint, teacher, workdir or config
-      that does not fit; FloatingPointError when losses or gradients are no longer finite.
-      SystemExit (0) after SIGTERM, when the state has been saved.
+      that does not fit or is not what the run was begun with, or a workdir that another job has;
+      FloatingPointError when losses or gradients are no longer finite. SystemExit (0) after
+      SIGTERM, when the state has been saved.
     """
     check_keys(config, "pretrain")
     workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())
-    run = make_run(config)
-    checkpointer = Checkpointer(
-        workdir, keep_every=config.keep_every, best_metric=BEST_METRIC, best_mode="min"
-    )
-    with interruption(), checkpointer, sharding.on(run.mesh):
-        teacher, teacher_params = load_teacher(run)
-        state = restored_state(run, checkpointer) or first_state(run)
-        claim_workdir(workdir, config.to_dict())
-        return _loop(run, workdir, checkpointer, state, teacher, teacher_params)
+    with owned(workdir):
+        run = make_run(config)
+        inputs, begun = {"corpus_dir": run.corpus.identity}, recorded_inputs(workdir)
+        check_inputs(workdir, inputs)
+        checkpointer = Checkpointer(
+            workdir, keep_every=config.keep_every, best_metric=BEST_METRIC, best_mode="min"
+        )
+        with interruption(), checkpointer, sharding.on(run.mesh):
+            teacher = teacher_params = None
+            if config.teacher:
+                source = load_input(config.teacher, "teacher", begun)
+                inputs["teacher"] = source.identity
+                teacher, teacher_params = place_teacher(run, source)
+            state = restored_state(run, checkpointer)
+            if state is None:
+                source = None
+                if config.init_from:
+                    source = load_input(config.init_from, "init_from", begun)
+                    inputs["init_from"] = source.identity
+                state = first_state(run, source)
+            claim_workdir(workdir, config.to_dict(), inputs)
+            return _loop(run, workdir, checkpointer, state, teacher, teacher_params)
 
 
 def make_run(config: ml_collections.ConfigDict) -> Run:
@@ -110,6 +133,8 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
             "corpus_dir is empty: give --config.corpus_dir=DIR, a directory made by "
             "python -m bipft_jax.data.corpus"
         )
+    if config.mlm_distillation and not config.teacher:
+        raise ValueError("mlm_distillation needs a teacher: give --config.teacher=DIR")
     recipe = recipe_named(
         config.recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights
     )
@@ -156,8 +181,8 @@ def restored_state(run: Run, checkpointer: Checkpointer) -> TrainState | None:
     return None if restored is None else restored[0]
 
 
-def first_state(run: Run) -> TrainState:
-    """The state before the first update: parameters random or taken from `init_from`, scales from
+def first_state(run: Run, source: Source | None) -> TrainState:
+    """The state before the first update: parameters random or taken from the source, scales from
     the first batch."""
     config, tokenizer = run.config, run.corpus.tokenizer
     (batch,) = _batches(run, first=0, last=1)
@@ -167,8 +192,7 @@ def first_state(run: Run) -> TrainState:
     params = states.initial_params(run.model, jax.random.key(config.seed), *shapes)
     if config.unigram_bias:
         params["mlm_bias"] = jnp.asarray(states.log_frequencies(run.corpus.unigram_counts))
-    if config.init_from:
-        source = load_source(config.init_from)
+    if source is not None:
         verify_tokenizer(source.tokenizer.to_dict(), tokenizer)
         params = warm_started(params, run.model.config, 0, source)
         say(f"starting from {source.described()}")
@@ -177,14 +201,9 @@ def first_state(run: Run) -> TrainState:
     return jax.jit(lambda p: states.new_state(p, run.optimizer), out_shardings=places)(params)
 
 
-def load_teacher(run: Run) -> tuple[Teacher | None, Params | None]:
-    """The full-precision teacher named by the config, if any, and its parameters on the devices."""
+def place_teacher(run: Run, source: Source) -> tuple[Teacher, Params]:
+    """The full-precision teacher of a checkpoint, and its parameters on the devices."""
     config = run.config
-    if not config.teacher:
-        if config.mlm_distillation:
-            raise ValueError("mlm_distillation needs a teacher: give --config.teacher=DIR")
-        return None, None
-    source = load_source(config.teacher)
     verify_tokenizer(source.tokenizer.to_dict(), run.corpus.tokenizer)
     require_initialised_scales(source)
     teacher_config = source.config(

@@ -41,6 +41,7 @@ from matplotlib.figure import Figure
 
 from bipft_jax.paths import require_local
 from bipft_jax.results import Scores, finished_scores
+from bipft_jax.training.workdir import changed_inputs, recorded_inputs
 
 TABLE_NAME = "sweep.csv"
 FIGURE_NAME = "sweep.png"
@@ -162,8 +163,9 @@ def run(
 
     Returns: why points failed, by name.
 
-    Raises: ValueError for no points, two of one name, no parallel ones or a workdir that is gs://
-      or the like; OSError if table or plot cannot be written.
+    Raises: ValueError for no points, two of one name, no parallel ones, finished points that stand
+      on different inputs or a workdir that is gs:// or the like; OSError if table or plot cannot be
+      written.
     """
     require_local({"workdir": workdir})
     by_name, workdir = named(points), Path(workdir)
@@ -171,6 +173,8 @@ def run(
         raise ValueError(f"parallel is {parallel}: at least one point runs at a time")
     numbers = {name: f"{n} of {len(by_name)}" for n, name in enumerate(by_name, start=1)}
     unfinished = [name for name in by_name if outcome(workdir / name)[0] != "finished"]
+    for name in by_name:
+        _check_inputs(name, by_name, workdir)
 
     def attempt(name: str) -> tuple[str, float, Exception | None]:
         print(f"{numbers[name]} starts: {name}", flush=True)
@@ -182,6 +186,7 @@ def run(
             start(dict(by_name[name]), directory)
             if finished_scores(directory) is None:
                 raise ValueError(f"ended without a result in {directory}")
+            _check_inputs(name, by_name, workdir)
         except Exception as raised:
             error = raised
         return name, time.monotonic() - began, error
@@ -201,6 +206,23 @@ def run(
             print(f"{numbers[name]} {end}", flush=True)
             write_report(by_name.values(), workdir)
     return failures
+
+
+def _check_inputs(name: str, by_name: Mapping[str, Point], workdir: Path) -> None:
+    """Raises ValueError if a finished point stands on another corpus, task or checkpoint than the
+    first finished one, but for those that are swept: one table would compare what cannot be."""
+    finished = [other for other in by_name if outcome(workdir / other)[0] == "finished"]
+    if name not in finished:
+        return
+    inputs = [recorded_inputs(workdir / other) for other in (finished[0], name)]
+    swept = by_name[finished[0]].keys() | by_name[name].keys()
+    swept |= {"glue_dir"} if "task" in swept else set()
+    before, now = ({key: of[key] for key in of.keys() - swept} for of in inputs)
+    if changed := changed_inputs(before, now):
+        raise ValueError(
+            f"{workdir / name} does not stand on what {workdir / finished[0]} stands on "
+            f"({'; '.join(changed)}): delete one of the two, or use another --workdir"
+        )
 
 
 def _attempts(attempt: Callable[[str], Any], names: list[str], parallel: int) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """The commands a user types, on a corpus of a few sentences: pretrain, finetune, fill a mask."""
 
 import json
+import shutil
 import subprocess
 
 import jax
@@ -12,13 +13,13 @@ from bipft_jax.training.checkpoints import restore_params
 from bipft_jax.training.step import evaluation_step
 from bipft_jax.training.telemetry import read_metrics
 from configs import pretrain as pretrain_config
-from tests.launching import PRETRAIN, WORDS, command, environment, run
+from tests.launching import CONFIG, PRETRAIN, WORDS, command, environment, run
 
 
 def test_the_untrained_bias_scores_like_the_unigram_baseline(home):
     """With the bias at log frequencies and nothing else (hidden states times zero embeddings)."""
     run = pretrain.make_run(pretraining(home, "fp,tiny"))
-    params = pretrain.first_state(run).params
+    params = pretrain.first_state(run, None).params
     words = params["bert"]["words"]
     words["embedding"] = jax.numpy.zeros_like(words["embedding"])
     batches = pretrain._held_out_batches(run)
@@ -143,6 +144,25 @@ def test_a_workdir_of_another_config_is_refused_by_its_keys(home, pretrained):
     assert config["learning_rate"] != 0.125
     with pytest.raises(ValueError, match=r"(?s)learning_rate.*0\.125"):
         pretrain.train(changed, str(pretrained))
+
+
+def test_a_corpus_that_changed_under_a_run_is_refused_wherever_it_lies(home, pretrained):
+    """The parameters and the tokenizer of the checkpoint fit it."""
+    corpus = home / "other"
+    shutil.copytree(home / "corpus", corpus)
+    metadata = json.loads((corpus / "corpus.json").read_text())
+    metadata["identity"]["input"] = ["another text"]
+    (corpus / "corpus.json").write_text(json.dumps(metadata))
+    done = subprocess.run(
+        command(home, CONFIG, pretrained, **{**PRETRAIN, "corpus_dir": corpus}),
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    differing = [line.strip() for line in done.stderr.splitlines() if line.startswith("  ")]
+    assert len(differing) == 1 and differing[0].startswith("corpus_dir: input ")
 
 
 def test_a_mistyped_key_is_answered_with_the_nearest(home):

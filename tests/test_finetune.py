@@ -167,9 +167,9 @@ def test_a_classifier_is_taken_over_from_its_own_task_only(home, monkeypatch, ru
     source = source._replace(
         run=run, classes=classes, params={**source.params, "classifier": classifier}
     )
-    monkeypatch.setattr(finetune, "load_source", lambda directory: source)
-    begun = finetune.make_run(finetuning(home, "bit_w1a1,sst2"))
-    params = finetune.first_state(begun, begun.stage, begun.source, 0).params
+    monkeypatch.setattr(finetune, "load_input", lambda directory, key, begun: source)
+    made = finetune.make_run(finetuning(home, "bit_w1a1,sst2"), {})
+    params = finetune.first_state(made, made.stage, made.source, 0).params
     assert params["classifier"]["kernel"].shape == (16, 2)
     assert bool((params["classifier"]["kernel"] == 7).all()) == kept
     pooler = source.params["bert"]["pooler"]["kernel"]
@@ -299,6 +299,46 @@ def test_texts_longer_than_the_model_can_hold_are_refused_before_it_begins(home,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_goes_on_with_what_it_was_begun_with_or_not_at_all(
+    home, tmp_path, monkeypatch, capsys
+):
+    """Between two seeds the pretraining goes on, and then the task's files change."""
+    for name in ("glue", "pretrained"):
+        shutil.copytree(home / name, tmp_path / name)
+    config = finetuning(tmp_path, "bipft_b,sst2", "pretrained", seeds=(0, 1), max_updates=1)
+    workdir = tmp_path / "run"
+    scripted(monkeypatch, [0.5, 0.5, 0.5])
+    finetune.train(config, str(workdir))
+
+    def stop_before_second_seed():
+        shutil.rmtree(workdir / "seed_1")
+        (workdir / "result.json").unlink()
+
+    stop_before_second_seed()
+    source = load_source(tmp_path / "pretrained")
+    begun = {"config": checkpoint_description(source.config(), 0, {})}
+    begun |= {"tokenizer": source.tokenizer.to_dict(), "metrics": {"accuracy": 0.9}}
+    how = dict(keep_every=1, best_metric="accuracy", best_mode="max")
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf) + 1, source.params)
+    with Checkpointer(tmp_path / "pretrained", **how) as checkpointer:
+        checkpointer.save(2, TrainState(jnp.int32(2), params, (), jnp.int32(0)), **begun)
+    capsys.readouterr()
+    finetune.train(config, str(workdir))
+    assert f"starting from {tmp_path / 'pretrained'}, step 1, " in capsys.readouterr().out
+
+    stop_before_second_seed()
+    dev = tmp_path / "glue" / "SST-2" / "dev.tsv"
+    before = dev.read_text()
+    dev.write_text(before + "a cat\t1\n")
+    with pytest.raises(ValueError, match="begun with other inputs:\n  glue_dir: dev .* now\n"):
+        finetune.train(config, str(workdir))
+    assert not (workdir / "seed_1").exists()
+    dev.write_text(before)
+    shutil.rmtree(tmp_path / "pretrained" / "checkpoints" / "1")
+    with pytest.raises(ValueError, match="begun with step 1 of init_from .* there are 2"):
+        finetune.train(config, str(workdir))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -311,7 +351,7 @@ def test_texts_longer_than_the_model_can_hold_are_refused_before_it_begins(home,
         (dict(scale=np.nan), "has scales that were never initialised, such as bert/pooler/input"),
     ],
 )
-def test_a_teacher_must_be_comparable(home, monkeypatch, changes, message):
+def test_a_teacher_must_be_comparable(home, changes, message):
     student = load_source(home / "teacher")
     changes = dict(changes)
     run = {name: changes.pop(name) for name in ("labels", "task") if name in changes}
@@ -320,13 +360,13 @@ def test_a_teacher_must_be_comparable(home, monkeypatch, changes, message):
         params = {"bert": {"pooler": {"input_scale": np.float32(changes.pop("scale"))}}}
     architecture = {**student.architecture, **changes}
     teacher = student._replace(architecture=architecture, run=run, params=params)
-    monkeypatch.setattr(finetune, "load_source", lambda directory: teacher)
     config = distilling(home, "bibert,sst2", distillation="direction_matching")
     if message is None:
-        assert finetune.load_teacher(config, glue_task("sst2"), student)[1] is teacher
+        made = finetune.make_teacher(config, glue_task("sst2"), student, teacher)
+        assert made.model.config.layers == 2
         return
     with pytest.raises(ValueError, match=message):
-        finetune.load_teacher(config, glue_task("sst2"), student)
+        finetune.make_teacher(config, glue_task("sst2"), student, teacher)
 
 
 def test_scores_are_learned_from_the_teacher_only_where_that_is_asked_for():

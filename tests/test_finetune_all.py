@@ -1,6 +1,7 @@
 """All of GLUE in one run, with scores made up: averages, what is missing, the table."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -35,7 +36,7 @@ def runs(tmp_path, monkeypatch):
             else:
                 dev.touch()
 
-        def fake(config, workdir):
+        def fake(config, workdir, inputs=None):
             begun.append((config.task, workdir))
             task = glue.glue_task(config.task)
             results = []
@@ -48,8 +49,11 @@ def runs(tmp_path, monkeypatch):
             baseline = dict.fromkeys(results[0]["best"], 0.25)
             return summarise(config, task, baseline, results)
 
+        def made(config, begun):
+            return SimpleNamespace(inputs={"init_from": {"step": 3}})
+
         monkeypatch.setattr(finetune, "train", fake)
-        monkeypatch.setattr(finetune, "make_run", first or (lambda config: None))
+        monkeypatch.setattr(finetune, "make_run", first or made)
         monkeypatch.setattr(glue, "read_split", read_split)
         config = finetune_config.get_config("bipft_b,all")
         config.update({"glue_dir": str(tmp_path / "glue"), "seeds": (4, 7), **values})
@@ -99,7 +103,7 @@ def test_a_directory_without_any_task_is_refused(runs):
 
 
 def test_what_cannot_work_does_not_occupy_the_workdir(runs, tmp_path):
-    def first(config):  # make_run
+    def first(config, begun):  # make_run
         raise ValueError(f"no checkpoints for {config.task}")
 
     with pytest.raises(ValueError, match="no checkpoints for cola"):

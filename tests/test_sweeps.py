@@ -211,6 +211,24 @@ def dots(panel):
     return [list(map(tuple, line.get_xydata())) for line in single]
 
 
+def test_points_that_stand_on_different_inputs_do_not_make_one_table(tmp_path):
+    points = sweeps.product(init_from=("a", "b"), seed=(0, 1))
+    corpora = iter("ccccd")
+
+    def start(point, directory):
+        write_result(directory, {point["seed"]: 0.5})
+        inputs = {"corpus_dir": {"input": next(corpora)}, "init_from": {"step": point["init_from"]}}
+        (directory / "inputs.json").write_text(json.dumps(inputs))
+
+    assert sweeps.run(points, start, tmp_path) == {}
+    more = [*points, {"init_from": "c", "seed": 0}]
+    (failed,) = sweeps.run(more, start, tmp_path).values()
+    assert "init_from=c,seed=0 does not stand on" in failed
+    assert "(corpus_dir: input c before, d now)" in failed
+    with pytest.raises(ValueError, match="corpus_dir: input c before, d now"):
+        sweeps.run(more, start, tmp_path)
+
+
 def test_the_summary_names_the_best_setting_and_its_best_run(tmp_path):
     points = grid(tmp_path)
     cells = [line.split() for line in sweeps.summary(points, tmp_path).splitlines()]

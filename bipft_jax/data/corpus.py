@@ -9,6 +9,8 @@ complete), `tokenizer.json`, `unigram.npy` and a TFDS dataset of blocks in Array
 import argparse
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -67,6 +69,8 @@ class Corpus:
       seed: the seed it was prepared with.
       splits: counts of "train" and "validation".
       unigram_counts: int64[vocab_size], how often each id occurs in the train split.
+      identity: what decides every byte of it (texts by their digests), wherever it is: by it a run
+        knows its corpus again.
     """
 
     directory: Path
@@ -75,6 +79,7 @@ class Corpus:
     seed: int
     splits: dict[str, SplitInfo]
     unigram_counts: np.ndarray
+    identity: dict[str, Any]
 
     def data_source(self, split: str) -> Sequence[dict[str, Any]]:
         """Random access to the records of "train" or "validation".
@@ -134,6 +139,8 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
             f"{directory / preparation.UNIGRAMS} does not have a count for each of the "
             f"tokenizer's {tokenizer.vocab_size} ids. Copy or prepare the corpus again."
         )
+    # Texts are many; and two versions of this library may cut the same ones differently.
+    identity = {**metadata["identity"], "unigrams": counts.tolist()}
     return Corpus(
         directory=directory,
         tokenizer=tokenizer,
@@ -141,7 +148,15 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
         seed=metadata["identity"]["seed"],
         splits={name: SplitInfo(**counts) for name, counts in metadata["splits"].items()},
         unigram_counts=counts,
+        identity={
+            name: _digest(value) if isinstance(value, list) else value
+            for name, value in identity.items()
+        },
     )
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def summary(corpus: Corpus) -> str:

@@ -12,6 +12,8 @@ has the same rows in `GLUE_DIR/glue/<task>/<version>/`.
 """
 
 import dataclasses
+import hashlib
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -159,6 +161,12 @@ class GlueSplit:
 
     def __len__(self) -> int:
         return len(self.sentences1)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of texts and labels, the same in either layout."""
+        texts = json.dumps([self.sentences1, self.sentences2]).encode()
+        return hashlib.sha256(texts + self.labels.tobytes()).hexdigest()
 
 
 def is_there(task: GlueTask, glue_dir: str | Path) -> bool:

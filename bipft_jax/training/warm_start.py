@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 from bipft_jax.models.bert import BertForPreTraining, BertForSequenceClassification
 from bipft_jax.models.recipes import DIMENSIONS, BertConfig, architecture, config_of
-from bipft_jax.training.checkpoints import restore_params
+from bipft_jax.training.checkpoints import CheckpointError, restore_params
 from bipft_jax.training.parameters import merge_parameters, named_leaves
 from bipft_jax.training.state import Params, is_scale
+from bipft_jax.training.workdir import Inputs
 
 
 class Source(NamedTuple):
@@ -44,6 +46,15 @@ class Source(NamedTuple):
     def described(self) -> str:
         """Where it is, for a line of output."""
         return f"{self.workdir}, step {self.step}" + ("" if self.metrics else " (not evaluated)")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """By which a run knows it again: its step, and a SHA-256 (hex) of parameters and tokenizer."""
+        digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
+        for path, leaf in named_leaves(self.params).items():
+            digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
+            digest.update(np.ascontiguousarray(leaf))
+        return {"step": self.step, "parameters": digest.hexdigest()}
 
     def without_classifier(self) -> Source:
         """Itself, as if it had been trained without one: whoever starts from it gets a new one."""
@@ -91,6 +102,26 @@ def load_source(workdir: str, step: int | str = "best") -> Source:
         run=found.config["run"],
         metrics=found.metrics,
     )
+
+
+def load_input(directory: str, key: str, begun: Inputs) -> Source:
+    """The best checkpoint of a run that a config names as `key`; the very one that the run began
+    with, if it has begun, whatever is the best by now.
+
+    Arguments:
+      begun: `recorded_inputs` of the run.
+
+    Raises: CheckpointError (a ValueError) where there is no such checkpoint, or not any more.
+    """
+    if key not in begun:
+        return load_source(directory)
+    step = begun[key]["step"]
+    try:
+        return load_source(directory, step)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the run was begun with step {step} of {key} {directory}: {error}"
+        ) from error
 
 
 def require_initialised_scales(teacher: Source) -> None:

@@ -428,7 +428,8 @@ def first_state(run: Run, stage: Stage, start: Source | None, seed: int) -> Trai
     ungrouped = dataclasses.replace(run.data.train, padded_lengths=lengths)
     batch = next(glue_batches.train_batches(ungrouped, run.config.batch_size, seed, 1))
     inputs = [jnp.asarray(batch[name]) for name in steps.SEQUENCE_INPUTS]
-    params = states.initial_params(stage.model, jax.random.key(seed), *inputs)
+    one = [x[:1] for x in inputs]
+    params = states.initial_params(stage.model, jax.random.key(seed), *one)
     if start is not None:
         params = warm_started(params, stage.model.config, stage.model.classes, start)
     params = states.calibrate(stage.model, params, *inputs)

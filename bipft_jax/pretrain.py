@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -57,6 +58,7 @@ from bipft_jax.training.workdir import (
 )
 
 _EVALUATION_SEED = 0  # held-out examples are the same for every run on a corpus
+EVALUATION_ROWS = 32  # held-out sequences a shard evaluates at a time, at most
 
 # Selects the best checkpoint: SPEC 2.5's MLM + NSP cross entropy on held-out text.
 BEST_METRIC = "loss"
@@ -183,22 +185,31 @@ def restored_state(run: Run, checkpointer: Checkpointer) -> TrainState | None:
 
 def first_state(run: Run, source: Source | None) -> TrainState:
     """The state before the first update: parameters random or taken from the source, scales from
-    the first batch."""
+    the first batch. Every array is made, or put, where it belongs: none is whole on a device that
+    keeps a part."""
     config, tokenizer = run.config, run.corpus.tokenizer
-    (batch,) = _batches(run, first=0, last=1)
-    inputs = [batch[name] for name in steps.INPUTS]
-    # Every process makes the same parameters and keeps its devices' share.
-    shapes = [np.zeros(x.shape, x.dtype) for x in inputs]
-    params = states.initial_params(run.model, jax.random.key(config.seed), *shapes)
+    params = random_params(run)
     if config.unigram_bias:
-        params["mlm_bias"] = jnp.asarray(states.log_frequencies(run.corpus.unigram_counts))
+        bias = states.log_frequencies(run.corpus.unigram_counts)
+        params |= sharding.put(run.mesh, {"mlm_bias": bias})
     if source is not None:
         verify_tokenizer(source.tokenizer.to_dict(), tokenizer)
+        source = source._replace(params=sharding.put(run.mesh, source.params))
         params = warm_started(params, run.model.config, 0, source)
         say(f"starting from {source.described()}")
-    params = states.calibrate(run.model, sharding.put(run.mesh, params), *inputs)
+    (batch,) = _batches(run, first=0, last=1)
+    params = states.calibrate(run.model, params, *[batch[name] for name in steps.INPUTS])
     places = sharding.placements(run.mesh, states.abstract_state(params, run.optimizer))
     return jax.jit(lambda p: states.new_state(p, run.optimizer), out_shardings=places)(params)
+
+
+def random_params(run: Run) -> Params:
+    """Of the config's seed, whatever the batch and the mesh; scales are NaN."""
+    places = sharding.placements(run.mesh, abstract_params(run.model.config, 0))
+    ids = np.zeros((sharding.batch_shards(run.mesh), 1), np.int32)  # a batch that can be split
+    inputs = [ids] * len(steps.INPUTS)
+    key = jax.random.key(run.config.seed)
+    return states.initial_params(run.model, key, *inputs, places=places)
 
 
 def place_teacher(run: Run, source: Source) -> tuple[Teacher, Params]:
@@ -221,28 +232,18 @@ def place_teacher(run: Run, source: Source) -> tuple[Teacher, Params]:
     return teacher, sharding.put(run.mesh, params)
 
 
-def unigram_baseline(counts: np.ndarray, batches: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """What always predicting by word frequency scores on the masked tokens of some batches.
-
-    Arguments:
-      counts: int [vocab], of the training text.
-      batches: with mlm_ids and mlm_weights [B, P].
-
-    Returns: unigram_accuracy (always the most frequent token) and unigram_perplexity (frequencies
-      with one added to each count).
-    """
-    ids = np.concatenate([b["mlm_ids"][b["mlm_weights"] > 0] for b in batches])
-    log_probability = states.log_frequencies(counts)
-    return {
-        "unigram_accuracy": float(np.mean(ids == np.argmax(counts))),
-        "unigram_perplexity": float(np.exp(-np.mean(log_probability[ids]))),
-    }
-
-
-def evaluate(step_fn, params: Params, batches: list[dict[str, jax.Array]]) -> dict[str, float]:
+def evaluate(step_fn, params: Params, batches: Iterable[dict[str, jax.Array]]) -> dict[str, float]:
     """Held-out metrics: losses (nats), MLM accuracy and perplexity over all masked tokens, NSP
-    accuracy over all sequences, and what `attended_keys` reports."""
-    results = jax.device_get([step_fn(params, batch) for batch in batches])
+    accuracy over all sequences, what `attended_keys` reports, and accuracy and perplexity of always
+    predicting by word frequency (`unigram_`).
+
+    batches: taken one after another, so that the devices hold two at most.
+    """
+    results = []
+    for batch in batches:
+        results.append(step_fn(params, batch))
+        jax.block_until_ready(results[-2:-1])
+    results = jax.device_get(results)
 
     def mean(name: str, weight: str) -> float:
         weights = np.array([r[weight] for r in results], np.float64)
@@ -259,34 +260,59 @@ def evaluate(step_fn, params: Params, batches: list[dict[str, jax.Array]]) -> di
         "nsp_loss": nsp_loss,
         "nsp_accuracy": mean("nsp_accuracy", "sequences"),
         **{name: mean(name, "sequences") for name in results[0] if name.startswith(ATTENDED_KEYS)},
+        "unigram_accuracy": mean("unigram_accuracy", "masked_tokens"),
+        "unigram_perplexity": float(np.exp(mean("unigram_loss", "masked_tokens"))),
     }
 
 
 def _batches(run: Run, *, first: int, last: int):
     """Global batches number first to last - 1, on the devices."""
     size = run.config.batch_size
-    rows = sharding.process_rows(run.mesh, size)
     host_batches = pretraining_batches(
         run.examples,
         size,
         start_batch=first,
         num_batches=last - first,
-        rows=rows,
+        rows=sharding.process_rows(run.mesh, size),
         num_workers=run.config.data_workers,
     )
     for batch in host_batches:
-        yield sharding.put_batch(run.mesh, batch, rows, size)
+        yield sharding.put_batch(run.mesh, batch, size)
 
 
-def _held_out_batches(run: Run) -> list[dict[str, np.ndarray]]:
-    """Masked as BERT's, whatever the rate in training, so that runs can be compared."""
-    examples = PretrainingExamples.from_corpus(run.corpus, "validation", seed=_EVALUATION_SEED)
-    # Micro-batches (less, if there is not so much text), split evenly over the devices.
-    devices = run.mesh.size
-    size = min(run.config.batch_size // run.config.accumulation, len(examples))
-    size = max(size // devices, 1) * devices
-    wanted = min(run.config.evaluation_sequences or len(examples), len(examples))
-    return list(pretraining_batches(examples, size, num_batches=max(wanted // size, 1)))
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out batches of a run: the first examples of the validation split, the same ones for
+    every run on a corpus, masked as BERT's whatever the rate in training.
+
+    Used are `evaluation_sequences` of them (0, or more than there are: one epoch), less what is
+    left over when they are dealt evenly to the mesh's `data` x `fsdp` shards: 1,024 are the same
+    1,024 on every mesh of 1, 2, 4, ... 1,024 shards. A shard gets at least one, and
+    `EVALUATION_ROWS` at most of a batch.
+
+    batches: the rows of each that this process holds, and how many the whole batch has.
+    """
+
+    mesh: jax.sharding.Mesh
+    batches: list[tuple[dict[str, np.ndarray], int]]
+
+    @classmethod
+    def of(cls, run: Run) -> HeldOut:
+        """Makes this process's rows."""
+        examples = PretrainingExamples.from_corpus(run.corpus, "validation", seed=_EVALUATION_SEED)
+        wanted = min(run.config.evaluation_sequences or len(examples), len(examples))
+        shards = sharding.batch_shards(run.mesh)
+        used = max(wanted // shards, 1) * shards
+        batches = []
+        for first in range(0, used, EVALUATION_ROWS * shards):
+            size = min(EVALUATION_ROWS * shards, used - first)
+            batches.append((examples.at(first + sharding.process_rows(run.mesh, size)), size))
+        return cls(run.mesh, batches)
+
+    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+        """Global batches, each put on the devices when it is asked for."""
+        for batch, size in self.batches:
+            yield sharding.put_batch(self.mesh, batch, size)
 
 
 def _require_finite(loss: float, step: int) -> None:
@@ -329,7 +355,8 @@ def _loop(
         out_shardings=(places, sharding.replicated(run.mesh)),
         donate_argnums=0,
     )
-    evaluation_step = jax.jit(steps.evaluation_step(run.model))
+    log_frequencies = states.log_frequencies(run.corpus.unigram_counts)
+    evaluation_step = jax.jit(steps.evaluation_step(run.model, log_frequencies))
     codes_of = jax.jit(lambda p: weight_statistics.binary_codes(p, model_config.recipe.weight))
     statistics = jax.jit(
         lambda before, after, p: {
@@ -339,9 +366,7 @@ def _loop(
     )
     add = jax.jit(lambda total, new: jax.tree.map(jnp.add, total, new), donate_argnums=0)
 
-    held_out = _held_out_batches(run)
-    baseline = unigram_baseline(run.corpus.unigram_counts, held_out)
-    held_out = [sharding.put_batch(run.mesh, batch) for batch in held_out]
+    held_out = HeldOut.of(run)
 
     start = step = int(state.step)
     last = config.num_updates
@@ -415,7 +440,7 @@ def _loop(
                 meter.rates(step)  # up to here it was training
                 results = evaluate(evaluation_step, state.params, held_out)
                 _require_finite(results["loss"], step)
-                telemetry.log(step, {**results, **baseline}, split="validation")
+                telemetry.log(step, results, split="validation")
                 save(results)
                 meter.restart(step)
             if stopping:

@@ -82,7 +82,9 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     # Output
     config.log_every = 50  # updates; means over them
     config.evaluate_every = 1_000  # updates; held-out evaluation and a checkpoint
-    config.evaluation_sequences = 1_024  # held out, in whole batches over all devices; 0: all
+    # Held out: the same ones on every mesh, less what is left over when they are dealt evenly to
+    # data x fsdp shards, at most 32 a shard at a time; 0: all
+    config.evaluation_sequences = 1_024
     config.keep_every = 0  # keep the checkpoint of every such update beside best and latest
     config.profile_steps = ""  # "10:15" writes WORKDIR/profile, a trace of updates 11 to 15
     return config

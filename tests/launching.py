@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -63,24 +64,41 @@ def command(home, config, workdir, *flags, **overrides):
 def environment(home, devices=1):
     cache = {"JAX_COMPILATION_CACHE_DIR": str(home / "compiled")}
     cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    fakes = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
-    return {**os.environ, "XLA_FLAGS": fakes, "PYTHONPATH": str(ROOT), **cache}
+    xla = "--xla_backend_optimization_level=0"  # as in conftest.py
+    if devices > 1:
+        xla += f" --xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "XLA_FLAGS": xla, "PYTHONPATH": str(ROOT), **cache}
 
 
-def start(home, *arguments, devices=1, **overrides):
+def start(home, *arguments, devices=1, variables=None, **overrides):
     """A command that runs on while the test does something else."""
     return subprocess.Popen(
         command(home, *arguments, **overrides),
-        env=environment(home, devices),
+        env=environment(home, devices) | (variables or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
+def start_job(home, config, workdir, processes, **options):
+    """A run of several processes, each with `devices` of its own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = (f"--coordinator_address={address}", f"--num_processes={processes}")
+    # XLA's CPU programs that come from the cache no longer keep their collectives in order: between
+    # processes they hang or abort ("Received data size doesn't match").
+    uncached = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return [
+        start(home, config, workdir, *flags, f"--process_id={k}", variables=uncached, **options)
+        for k in range(processes)
+    ]
+
+
 def finish(process):
     """Waits. Returns: what a command printed, which must have succeeded."""
-    out, err = process.communicate()
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-3000:]
     return subprocess.CompletedProcess(process.args, 0, out, err)
 

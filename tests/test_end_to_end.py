@@ -1,15 +1,21 @@
 """The commands a user types, on a corpus of a few sentences: pretrain, finetune, fill a mask."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
 
 import jax
+import numpy as np
 import pytest
 
 from bipft_jax import fill_mask, pretrain
+from bipft_jax.data.corpus import load_corpus
+from bipft_jax.data.pretraining import PretrainingExamples
 from bipft_jax.data.tokenizers import train_sentencepiece
+from bipft_jax.training import sharding
 from bipft_jax.training.checkpoints import restore_params
+from bipft_jax.training.state import log_frequencies
 from bipft_jax.training.step import evaluation_step
 from bipft_jax.training.telemetry import read_metrics
 from configs import pretrain as pretrain_config
@@ -22,17 +28,37 @@ def test_the_untrained_bias_scores_like_the_unigram_baseline(home):
     params = pretrain.first_state(run, None).params
     words = params["bert"]["words"]
     words["embedding"] = jax.numpy.zeros_like(words["embedding"])
-    batches = pretrain._held_out_batches(run)
-    found = pretrain.evaluate(jax.jit(evaluation_step(run.model)), params, batches)
-    baseline = pretrain.unigram_baseline(run.corpus.unigram_counts, batches)
-    assert found["mlm_perplexity"] == pytest.approx(baseline["unigram_perplexity"], rel=1e-4)
-    assert found["mlm_accuracy"] == pytest.approx(baseline["unigram_accuracy"])
+    held_out, counts = pretrain.HeldOut.of(run), run.corpus.unigram_counts
+    step = jax.jit(evaluation_step(run.model, log_frequencies(counts)))
+    found = pretrain.evaluate(step, params, held_out)
+    assert found["mlm_perplexity"] == pytest.approx(found["unigram_perplexity"], rel=1e-4)
+    assert found["mlm_accuracy"] == pytest.approx(found["unigram_accuracy"])
+    ids = np.concatenate([b["mlm_ids"][b["mlm_weights"] > 0] for b, _ in held_out.batches])
+    of_ids = ((counts + 1) / (counts + 1).sum())[ids]
+    assert found["unigram_perplexity"] == pytest.approx(np.exp(-np.mean(np.log(of_ids))))
+    assert found["unigram_accuracy"] == pytest.approx(np.mean(ids == np.argmax(counts)))
 
 
-def test_held_out_text_is_masked_alike_whatever_the_training(home):
-    run = pretrain.make_run(pretraining(home, masking_rate=0.4))
-    assert run.examples.max_predictions == 10  # of 24 tokens
-    assert {batch["mlm_ids"].shape[1] for batch in pretrain._held_out_batches(run)} == {4}
+def test_held_out_text_is_the_same_whatever_the_mesh_and_the_training(home, monkeypatch):
+    monkeypatch.setattr(pretrain, "EVALUATION_ROWS", 3)
+
+    def batches(devices, sequences):
+        run = pretrain.make_run(pretraining(home, masking_rate=0.4, evaluation_sequences=sequences))
+        assert run.examples.max_predictions == 10  # of 24 tokens
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        return list(pretrain.HeldOut.of(dataclasses.replace(run, mesh=mesh)))
+
+    corpus = load_corpus(home / "corpus")
+    expected = PretrainingExamples.from_corpus(corpus, "validation", seed=0).batch(0, 16)
+    assert expected["mlm_ids"].shape == (16, 4)
+    for devices, sizes in ((1, [3, 3, 3, 3, 3, 1]), (2, [6, 6, 4]), (8, [16])):
+        made = batches(devices, 16)
+        assert [len(batch["nsp_labels"]) for batch in made] == sizes
+        for name, values in expected.items():
+            np.testing.assert_array_equal(np.concatenate([b[name] for b in made]), values)
+    # There are 54. What does not fill a row of every shard is left over; each has one at least.
+    totals = [sum(len(b["nsp_labels"]) for b in batches(*case)) for case in ((1, 0), (8, 0), (8, 5))]
+    assert totals == [54, 48, 8]
 
 
 def test_telemetry_has_what_a_run_is_judged_by(pretrained):

@@ -2,7 +2,6 @@
 
 import random
 import signal
-import socket
 import time
 
 import jax
@@ -17,7 +16,7 @@ from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import new_state, require_finite
 from bipft_jax.training.step import mean_metrics, next_state
 from bipft_jax.training.telemetry import read_metrics
-from tests.launching import CONFIG, PRETRAIN, digest, finish, run, start
+from tests.launching import CONFIG, PRETRAIN, digest, finish, run, start, start_job
 
 
 def wait_for(path, process):
@@ -72,33 +71,62 @@ def test_a_run_killed_at_a_random_moment_ends_with_the_same_bits(home, pretraine
     assert digest(workdir) == digest(pretrained)
 
 
-def test_two_processes_are_one_run_and_one_goes_on_where_they_were(home):
-    """fp, whose trajectories can be compared across numbers of processes."""
+def interrupted_job(home, config, workdir, processes, begun, **options):
+    """A run of several processes of which the last is told to stop as soon as the file or directory
+    `begun` exists in the workdir; all stop after the same update, which they save."""
+    job = start_job(home, config, workdir, processes, **options)
+    wait_for(workdir / begun, job[0])
+    job[-1].send_signal(signal.SIGTERM)
+    said = [finish(process).stdout for process in job]
+    at = restore_params(workdir, "latest").step
+    assert at < options["num_updates"]
+    assert f"stopped after update {at}" in said[0] and "stopped" not in "".join(said[1:])
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "tensor", "undisturbed", "interrupted", "last"),
+    [
+        (2, 2, 1, (2,), 1),
+        pytest.param(2, 2, 1, (4, 2), 1, marks=pytest.mark.long),
+        # Sums of four: one process adds in another order than several.
+        pytest.param(4, 1, 2, (2, 4), 2, marks=pytest.mark.long),
+    ],
+)
+def test_on_the_same_mesh_any_number_of_processes_ends_with_the_same_bits(
+    home, fsdp, tensor, undisturbed, interrupted, last
+):
+    """Four devices in all, dealt to another number of processes whenever the run goes on; `fsdp`
+    and, with four, `tensor` lie across them."""
+    options = {**PRETRAIN, "accumulation": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+    options |= {"num_updates": 12, "evaluate_every": 6}
+    name = f"{fsdp}_{tensor}_{len(interrupted)}"
+    whole, workdir = home / f"whole_{name}", home / f"dealt_{name}"
+    for process in start_job(home, CONFIG, whole, undisturbed, devices=4 // undisturbed, **options):
+        finish(process)
+    # The first stops in its first updates: the second begins with these.
+    for count, begun in zip(interrupted, ("config.json", "checkpoints/6")):
+        interrupted_job(home, CONFIG, workdir, count, begun, devices=4 // count, **options)
+    for process in start_job(home, CONFIG, workdir, last, devices=4 // last, **options):
+        finish(process)
+    assert digest(workdir) == digest(whole)
+
+
+@pytest.mark.long
+def test_two_processes_are_one_run_and_one_goes_on_on_another_mesh(home):
+    """fp, whose trajectories can be compared across meshes."""
     config = "configs/pretrain.py:fp,tiny"
-    options = {**PRETRAIN, "dropout": 0.0, "mesh.fsdp": 2, "evaluate_every": 8}
-    run(home, config, home / "one", devices=4, **options)
+    options = {**PRETRAIN, "dropout": 0.0, "evaluate_every": 8}
+    mesh = {"mesh.fsdp": 2, "mesh.tensor": 2}
+    run(home, config, home / "one", devices=4, **options, **mesh)
 
     workdir = home / "resized"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    flags = (f"--coordinator_address={address}", "--num_processes=2")
-    processes = [
-        start(home, config, workdir, *flags, f"--process_id={k}", devices=2, **options)
-        for k in range(2)
-    ]
-    wait_for(workdir / "checkpoints" / "8", processes[0])
-    processes[1].send_signal(signal.SIGTERM)
-    said = [finish(process).stdout for process in processes]
-    at = restore_params(workdir, "latest").step
-    assert 8 <= at < 40
-    assert f"stopped after update {at}" in said[0] and "stopped" not in said[1]
-    # One process, on another mesh.
-    run(home, config, workdir, devices=2, **{**options, "mesh.fsdp": 1, "mesh.tensor": 2})
+    interrupted_job(home, config, workdir, 2, "checkpoints/8", devices=2, **options, **mesh)
+    run(home, config, workdir, devices=2, **options, **{"mesh.tensor": 2})
 
     assert sorted(set(logged_steps(workdir))) == logged_steps(workdir)
     one, other = (restore_params(home / name, "latest") for name in ("one", "resized"))
-    assert one.metrics["loss"] == pytest.approx(other.metrics["loss"], rel=1e-4)
+    for name, value in one.metrics.items():
+        assert other.metrics[name] == pytest.approx(value, rel=1e-4), name
     others = named_leaves(other.params)
     for name, leaf in named_leaves(one.params).items():
         np.testing.assert_allclose(others[name], leaf, atol=1e-4, err_msg=name)

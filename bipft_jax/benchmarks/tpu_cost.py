@@ -40,7 +40,7 @@ CHIPS = {
 }
 
 # Without them the library looks for the machine's TPU and its neighbours, and for long.
-_NO_TPU_HERE = {
+NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -66,7 +66,7 @@ def tpu(topology: str) -> tuple[hlo_cost.Chip, list[jax.Device]]:
         )
     # Found by itself, libtpu would be taken for the machine's backend.
     jax.config.update("jax_platforms", "cpu")
-    for name, value in _NO_TPU_HERE.items():
+    for name, value in NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
     try:
         return chip, list(topologies.get_topology_desc(topology, "tpu").devices)

@@ -149,38 +149,47 @@ class PretrainingExamples:
 
     def batch(self, start: int, stop: int) -> Example:
         """Examples start, ..., stop - 1 (0 <= start < stop), stacked."""
-        if not 0 <= start < stop:
-            raise ValueError(f"a batch needs 0 <= start < stop, got [{start}, {stop})")
-        # Both examples of every pair touched are made; a batch with odd ends drops one or two.
-        first_pair, end_pair = start // 2, (stop + 1) // 2
-        kept = slice(start - 2 * first_pair, stop - 2 * first_pair)
-        pair_draws, example_draws = self._uniform_numbers(first_pair, end_pair)
+        return self.at(range(start, stop))
+
+    def at(self, positions: Sequence[int] | np.ndarray) -> Example:
+        """The examples at some positions (at least one; >= 0, ascending, below 2**63), stacked."""
+        positions = np.asarray(positions)
+        if len(positions) == 0 or positions[0] < 0 or (np.diff(positions) < 1).any():
+            raise ValueError(f"positions must be one or more, from 0, ascending, not {positions}")
+        # Both examples of every pair touched are made, but those not asked for are dropped.
+        pairs, pair_of_example = np.unique(positions // 2, return_inverse=True)
+        kept = 2 * pair_of_example + positions % 2
+        pair_draws, example_draws = self._uniform_numbers(pairs)
         segments = []
-        pairs = self._read_pairs(first_pair, end_pair)
-        for (x, y), draws in zip(pairs, pair_draws.tolist(), strict=True):
+        for (x, y), draws in zip(self._read_pairs(pairs), pair_draws.tolist(), strict=True):
             segments += self._segments(x, y, draws)
-        batch = self._assemble(segments[kept])
+        batch = self._assemble([segments[example] for example in kept])
         self._mask(batch, example_draws[kept])
         return batch
 
-    def _uniform_numbers(self, first_pair: int, end_pair: int) -> tuple[np.ndarray, np.ndarray]:
+    def _uniform_numbers(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Numbers in [0, 1) that depend on nothing but the seed and the pair's number.
 
-        Every pair owns a fixed stretch of one counter-based stream, so that any range of pairs is
-        generated in one call.
+        Every pair owns a fixed stretch of one counter-based stream, so that a run of consecutive
+        pairs is generated in one call.
 
         Returns:
           float64[pairs, _DRAWS_PER_PAIR] and float64[2 * pairs, S + 2 * P].
         """
-        pairs = end_pair - first_pair
         per_example = self.sequence_length + 2 * self.max_predictions
         words = _DRAWS_PER_PAIR + 2 * per_example
         words += -words % 4  # Philox's counter steps once in four words
-        bits = np.random.Philox(key=self.seed, counter=first_pair * (words // 4))
-        uniform = (bits.random_raw(pairs * words) >> np.uint64(11)) * 2.0**-53
-        uniform = uniform.reshape(pairs, words)
+        runs = np.split(pairs, np.flatnonzero(np.diff(pairs) > 1) + 1)
+        raw = [
+            np.random.Philox(key=self.seed, counter=int(run[0]) * (words // 4)).random_raw(
+                len(run) * words
+            )
+            for run in runs
+        ]
+        uniform = (np.concatenate(raw) >> np.uint64(11)) * 2.0**-53
+        uniform = uniform.reshape(len(pairs), words)
         for_examples = uniform[:, _DRAWS_PER_PAIR : _DRAWS_PER_PAIR + 2 * per_example]
-        return uniform[:, :_DRAWS_PER_PAIR], for_examples.reshape(2 * pairs, per_example)
+        return uniform[:, :_DRAWS_PER_PAIR], for_examples.reshape(2 * len(pairs), per_example)
 
     def _order_of_epoch(self, epoch: int) -> Callable[[int], int]:
         """A random permutation of the blocks, as a function of the place."""
@@ -192,10 +201,10 @@ class PretrainingExamples:
         seed = int(entropy.generate_state(1)[0])
         return functools.partial(index_shuffle, max_index=count - 1, seed=seed, rounds=4)
 
-    def _read_pairs(self, first_pair: int, end_pair: int) -> list[tuple[Block, Block]]:
+    def _read_pairs(self, pairs: np.ndarray) -> list[tuple[Block, Block]]:
         indices: list[int] = []
         known_epoch = None
-        for pair in range(first_pair, end_pair):
+        for pair in pairs.tolist():
             epoch, i = divmod(pair, len(self) // 2)
             if epoch != known_epoch:
                 known_epoch, block_at = epoch, self._order_of_epoch(epoch)
@@ -318,7 +327,7 @@ class _Batches:
         batch_size: int,
         start_batch: int,
         num_batches: int,
-        rows: range,
+        rows: np.ndarray,
     ):
         self._examples = examples
         self._batch_size = batch_size
@@ -331,7 +340,7 @@ class _Batches:
 
     def __getitem__(self, index: int) -> Example:
         start = (self._start_batch + index) * self._batch_size
-        return self._examples.batch(start + self._rows.start, start + self._rows.stop)
+        return self._examples.at(start + self._rows)
 
 
 def pretraining_batches(
@@ -339,7 +348,7 @@ def pretraining_batches(
     batch_size: int,
     start_batch: int = 0,
     num_batches: int | None = None,
-    rows: range | None = None,
+    rows: Sequence[int] | np.ndarray | None = None,
     num_workers: int = 0,
 ) -> Iterator[Example]:
     """Batches of examples, made ahead of time in the background.
@@ -353,7 +362,7 @@ def pretraining_batches(
       batch_size: examples in a global batch.
       start_batch: b of the first batch.
       num_batches: batches to yield; None for endlessly many.
-      rows: of each global batch, to make; None for all.
+      rows: of each global batch, to make, ascending; None for all.
       num_workers: worker processes of this host that make batches; 0 for a thread of this
         process, which suffices up to some thousand examples a second. Workers are spawned: a
         script that uses them needs the usual `if __name__ == "__main__":`.
@@ -365,9 +374,10 @@ def pretraining_batches(
     Raises:
       ValueError: for a batch_size that is not positive, rows outside of it, or a negative number.
     """
-    rows = range(batch_size) if rows is None else rows
-    if batch_size < 1 or not 0 <= rows.start < rows.stop <= batch_size or rows.step != 1:
-        raise ValueError(f"a batch of {batch_size} has no {rows}")
+    rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    ascending = len(rows) and (np.diff(rows) > 0).all()
+    if not ascending or rows[0] < 0 or rows[-1] >= batch_size:
+        raise ValueError(f"a batch of {batch_size} has no rows {rows} (at least one, ascending)")
     if start_batch < 0 or num_workers < 0 or (num_batches is not None and num_batches < 0):
         raise ValueError(
             f"start_batch ({start_batch}), num_batches ({num_batches}) and num_workers "

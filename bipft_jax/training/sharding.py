@@ -55,7 +55,8 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None =
     gets what the two others leave.
 
     Devices of several TPU slices are put side by side along `data`, so that nothing but the sum of
-    gradients crosses the slower network between slices.
+    gradients crosses the slower network between slices. Within a slice a mesh axis gets whole axes
+    of the torus where it can, else parts of them.
 
     Raises: ValueError if fsdp x tensor does not divide the devices (of a slice, if there are
       several).
@@ -64,15 +65,19 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None =
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     in_slice = len(devices) // slices
     if fsdp < 1 or tensor < 1 or in_slice % (fsdp * tensor):
+        fitting = [str(n) for n in range(1, in_slice + 1) if in_slice % n == 0]
         raise ValueError(
             f"fsdp {fsdp} x tensor {tensor} does not divide {in_slice} devices"
             + (f" of each of {slices} slices" if slices > 1 else "")
+            + f": their product must be one of {', '.join(fitting)}"
         )
     shape = (in_slice // (fsdp * tensor), fsdp, tensor)
     if slices > 1:
-        grid = mesh_utils.create_hybrid_device_mesh(shape, (slices, 1, 1), devices)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            shape, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     else:
-        grid = mesh_utils.create_device_mesh(shape, devices)
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
@@ -142,31 +147,46 @@ def put(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(place, tree, placements(mesh, tree))
 
 
-def process_rows(mesh: Mesh, batch_size: int) -> range:
-    """The rows of a global batch that this process's devices hold."""
-    rows = [
-        range(batch_size)[index[0]]
-        for index in batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def process_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.ndarray:
+    """The rows of a global batch that the devices of a process hold: int [rows], ascending.
+
+    They are not one range: a host of a TPU slice is a block of its torus, and in `data` the devices
+    of other hosts lie between its own.
+
+    process: its index; None for this one.
+    """
+    process = jax.process_index() if process is None else process
+    held = [
+        np.arange(batch_size)[index[0]]
+        for device, index in batch_sharding(mesh).devices_indices_map((batch_size,)).items()
+        if device.process_index == process
     ]
-    return range(min(r.start for r in rows), max(r.stop for r in rows))
+    return np.unique(np.concatenate(held))  # along `tensor` several devices hold the same rows
 
 
 def put_batch(
-    mesh: Mesh, batch: dict[str, np.ndarray], rows: range | None = None, batch_size: int = 0
+    mesh: Mesh, batch: dict[str, np.ndarray], batch_size: int | None = None
 ) -> dict[str, jax.Array]:
     """Global arrays from what a process has of a batch.
 
-    rows, batch_size: which rows of how many the process has, at least its `process_rows`; without
-      them it has the whole batch.
+    batch_size: of the global batch, of which the process has its `process_rows`; None if it has the
+      whole batch.
     """
     sharding = batch_sharding(mesh)
+    rows = None if batch_size is None else process_rows(mesh, batch_size)
 
     def array(here: np.ndarray) -> jax.Array:
-        size, first = (batch_size, rows.start) if rows is not None else (len(here), 0)
+        size = len(here) if rows is None else batch_size
 
         def shard(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(size)
-            return here[start - first : stop - first]
+            first = start if rows is None else np.searchsorted(rows, start)
+            return here[first : first + stop - start]
 
         return jax.make_array_from_callback((size, *here.shape[1:]), sharding, shard)
 
@@ -175,7 +195,7 @@ def put_batch(
 
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Raises ValueError unless a batch splits evenly into micro-batches and over the mesh."""
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = batch_shards(mesh)
     if accumulation < 1 or batch_size % (accumulation * shards):
         raise ValueError(
             f"batch_size {batch_size} is not a multiple of accumulation {accumulation} x {shards} "

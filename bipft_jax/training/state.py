@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -68,9 +69,23 @@ def is_scale(path: tuple[str, ...] | str) -> bool:
     return (path if isinstance(path, str) else path[-1]).endswith(SCALE_SUFFIX)
 
 
-def initial_params(model: nn.Module, key: jax.Array, *inputs: jax.Array) -> Params:
-    """Randomly initialised parameters; learned scales are NaN until `calibrate`."""
-    return jax.jit(model.init)(key, *inputs)["params"]
+def initial_params(
+    model: nn.Module, key: jax.Array, *inputs: jax.Array, places: Any = None
+) -> Params:
+    """Randomly initialised parameters; learned scales are NaN until `calibrate`. They depend on the
+    key alone.
+
+    Arguments:
+      inputs: any that the model takes.
+      places: a sharding for each parameter, where it is made; None for the key's device.
+    """
+    return initialization(model, places)(key, *inputs)
+
+
+def initialization(model: nn.Module, places: Any = None) -> Callable[..., Params]:
+    """The program of `initial_params`. Nothing but parameters leaves it, so that the compiler drops
+    the forward pass with which Flax makes them."""
+    return jax.jit(lambda key, *inputs: model.init(key, *inputs)["params"], out_shardings=places)
 
 
 def log_frequencies(counts: np.ndarray) -> np.ndarray:

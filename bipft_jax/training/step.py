@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bipft_jax.models.attention import STATISTICS
@@ -168,16 +169,27 @@ def pretraining_step(
     return step
 
 
-def evaluation_step(model: BertForPreTraining) -> Callable[[Params, Batch], dict[str, jax.Array]]:
+def evaluation_step(
+    model: BertForPreTraining, log_frequencies: np.ndarray
+) -> Callable[[Params, Batch], dict[str, jax.Array]]:
     """A function (params, batch) -> metrics of one batch, dropout off, to be jitted; with
-    `masked_tokens` and `sequences` for averaging over batches."""
+    `masked_tokens` and `sequences` for averaging over batches.
+
+    log_frequencies: float32 [vocab], of the training text. `unigram_loss` and `unigram_accuracy`
+      are what always predicting by them scores on the masked tokens.
+    """
 
     def step(params: Params, batch: Batch):
         counts = counts_of(batch)
         inputs = [batch[name] for name in INPUTS]
         output, variables = model.apply({"params": params}, *inputs, mutable=[STATISTICS])
         _, metrics = pretraining_loss(output, batch, counts)
-        return {**metrics, **attended_keys(variables), **counts._asdict()}
+        ids, weights = batch["mlm_ids"], batch["mlm_weights"] / counts.masked_tokens
+        unigram = {
+            "unigram_loss": -jnp.sum(jnp.asarray(log_frequencies)[ids] * weights),
+            "unigram_accuracy": jnp.sum((ids == np.argmax(log_frequencies)) * weights),
+        }
+        return {**metrics, **unigram, **attended_keys(variables), **counts._asdict()}
 
     return step
 

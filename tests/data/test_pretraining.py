@@ -374,6 +374,29 @@ def test_batches_are_the_sequence_cut_up():
     endless.close()
 
 
+def test_a_host_makes_its_rows_wherever_they_lie_in_a_batch():
+    """Single rows, runs, both of a pair or one of it, on either side of an epoch's end."""
+    examples = make()[0]
+    blocks, reads = examples._blocks, []
+
+    class Counted(list):
+        def __getitems__(self, indices):
+            reads.append(len(indices))
+            return [blocks[index] for index in indices]
+
+    examples._blocks = Counted(blocks)
+    size, rows_held = 40, np.array([0, 3, 4, 5, 17, 20, 21, 22, 23, 39])
+    first = len(examples) // size * size  # this batch has the end of the first epoch
+    assert first < len(examples) < first + size
+    whole = examples.batch(first, first + 2 * size)
+    reads.clear()
+    batches = pretraining_batches(examples, size, first // size, 2, rows=rows_held)
+    for start in (0, size):
+        expected = {name: values[start + rows_held] for name, values in whole.items()}
+        assert_same(next(batches), expected)
+    assert reads == [2 * 7] * 2  # two blocks for each pair that a row belongs to, and no others
+
+
 def test_close_ends_the_thread():
     before = set(threading.enumerate())
     batches = pretraining_batches(make()[0], 8)
@@ -448,6 +471,7 @@ def test_the_benchmark_writes_its_rows(corpus, tmp_path):
     "kwargs, words",
     [
         (dict(batch_size=10, rows=range(8, 12)), "a batch of 10 has no"),
+        (dict(batch_size=10, rows=[3, 2]), "a batch of 10 has no"),
         (dict(batch_size=0), "a batch of 0 has no"),
         (dict(batch_size=8, start_batch=-1), "must not be negative"),
     ],

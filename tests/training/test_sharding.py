@@ -14,7 +14,13 @@ from bipft_jax.models.recipes import BertConfig, bert_config, recipe_named
 from bipft_jax.training import sharding
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.parameters import named_leaves
-from bipft_jax.training.state import abstract_state, calibrate, initial_params, new_state
+from bipft_jax.training.state import (
+    abstract_state,
+    calibrate,
+    initial_params,
+    initialization,
+    new_state,
+)
 from bipft_jax.training.step import INPUTS, pretraining_step
 from bipft_jax.training.warm_start import abstract_params
 
@@ -30,9 +36,9 @@ CASES = [
 QUICK = {("fp", 2, 2), ("bipft_a", 2, 2), *(("bipft_b", *m) for m in ((1, 1), (2, 2), (8, 1)))}
 
 
-def model_of(recipe):
+def model_of(recipe, dtype="float64"):
     sizes = dict(vocab_size=VOCAB, layers=2, hidden=32, heads=8, intermediate=64, max_positions=8)
-    config = BertConfig(recipe_named(recipe), **sizes, dropout=0.0, dtype="float64")
+    config = BertConfig(recipe_named(recipe), **sizes, dropout=0.0, dtype=dtype)
     return BertForPreTraining(config)
 
 
@@ -135,15 +141,45 @@ def test_weights_and_their_moments_are_split_and_the_rest_is_whole():
     assert not any(fours["bert"]["words"]["embedding"].spec)
 
 
-def test_a_device_holds_its_share_of_a_batch_whichever_rows_a_process_has():
+def test_a_device_holds_its_share_of_a_batch_whether_a_process_has_all_rows_or_its_own():
     mesh = sharding.make_mesh(fsdp=2, tensor=2)
     rows = np.arange(24).reshape(8, 3)
     for batch in (
         sharding.put_batch(mesh, {"x": rows}),
-        sharding.put_batch(mesh, {"x": rows}, sharding.process_rows(mesh, 8), 8),
+        sharding.put_batch(mesh, {"x": rows[sharding.process_rows(mesh, 8)]}, 8),
     ):
         np.testing.assert_array_equal(batch["x"], rows)
         assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(2, 3)}
+
+
+def test_random_parameters_depend_on_the_key_alone():
+    """Not on the mesh or the batch they are made with, bit for bit."""
+    model, key = model_of("bipft_b", "float32"), jax.random.key(3)
+    inputs = [batch_of()[name] for name in INPUTS]
+    expected = initial_params(model, key, *inputs)
+    for fsdp, tensor in ((8, 1), (2, 4)):
+        mesh = sharding.make_mesh(fsdp, tensor)
+        places = sharding.placements(mesh, expected)
+        with sharding.on(mesh):
+            made = initial_params(model, key, *[x[:8, :1] for x in inputs], places=places)
+        jax.tree.map(np.testing.assert_array_equal, made, expected)
+        assert jax.tree.map(lambda leaf: leaf.sharding, made) == places
+
+
+def test_making_parameters_does_not_compute_the_batch():
+    """Neither what it returns nor its memory grows with the batch it is given."""
+    model, key = model_of("bipft_b", "float32"), jax.random.key(0)
+
+    def program(rows):
+        inputs = [jnp.zeros((rows, *batch_of()[name].shape[1:]), jnp.int32) for name in INPUTS]
+        return initialization(model).lower(key, *inputs)
+
+    small, large = program(8), program(512)
+    expected = named_leaves(abstract_params(model.config, 0))
+    assert named_leaves(small.out_info).keys() == expected.keys()
+    assert small.out_info == large.out_info
+    memory = [lowered.compile().memory_analysis() for lowered in (small, large)]
+    assert memory[0].temp_size_in_bytes == memory[1].temp_size_in_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +202,10 @@ def test_weights_are_split_within_a_slice_not_across():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sharding.make_mesh(fsdp=3), "fsdp 3 x tensor 1 does not divide 8 devices"),
+        (
+            lambda: sharding.make_mesh(fsdp=3),
+            "fsdp 3 x tensor 1 does not divide 8 devices: their product must be one of 1, 2, 4, 8",
+        ),
         (lambda: sharding.make_mesh(tensor=0), "tensor 0"),
         (
             lambda: sharding.check_batch_size(12, 1, sharding.make_mesh(fsdp=2, tensor=1)),

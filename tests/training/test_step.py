@@ -8,14 +8,24 @@ import numpy as np
 import optax
 import pytest
 
-from bipft_jax.models.bert import BertForPreTraining, PretrainingOutput
+from bipft_jax.models.bert import (
+    BertForPreTraining,
+    BertForSequenceClassification,
+    PretrainingOutput,
+)
 from bipft_jax.models.recipes import BertConfig, recipe_named
 from bipft_jax.training import sharding
 from bipft_jax.training.distillation import Targets, distillation_loss, make_teacher
 from bipft_jax.training.losses import Counts, classification_loss, pretraining_loss
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import calibrate, initial_params, is_scale, new_state
-from bipft_jax.training.step import INPUTS, pretraining_step
+from bipft_jax.training.step import (
+    INPUTS,
+    SEQUENCE_INPUTS,
+    accumulated_gradients,
+    finetuning_step,
+    pretraining_step,
+)
 
 LENGTH, PREDICTIONS, VOCAB = 12, 3, 17
 
@@ -117,6 +127,48 @@ def test_eight_devices_make_the_update_of_one():
     one, _ = one_update("bipft_b", batch)
     eight, _ = one_update("bipft_b", batch, devices=8, accumulation=2)
     assert_close(eight, one)
+
+
+def loss_by_step(step, state, *arguments):
+    """The losses of updates 0, 0 again and 1 on one batch, from the same parameters."""
+    states = (state, state, state.replace(step=state.step + 1))
+    return [float(step(each, *arguments)[1]["loss"]) for each in states]
+
+
+def test_dropout_is_a_function_of_the_update_and_not_shared_with_the_teacher():
+    batch, config = batch_of(4), config_of("fp", dropout=0.5)
+    model = BertForPreTraining(config)
+    params = initial_params(model, jax.random.key(3), *[batch[name] for name in INPUTS])
+    teacher, theirs = make_teacher(config, params, config, dropout=True, mlm_weight=1.0)
+    optimizer = optax.sgd(0.0)
+    step = jax.jit(pretraining_step(model, optimizer, seed=0, teacher=teacher))
+    state = new_state(params, optimizer)
+    first, again, second = loss_by_step(step, state, theirs, batch)
+    assert first == again != second
+    # The teacher is the student: with the same draws their hidden states would be the same.
+    assert step(state, theirs, batch)[1]["hidden_loss"] > 0.1
+
+
+def test_dropout_of_finetuning_is_a_function_of_the_update():
+    batch = {name: batch_of(4)[name] for name in SEQUENCE_INPUTS}
+    batch |= {"labels": np.array([0, 1, 1, 0]), "weights": np.ones(4, np.float32)}
+    model = BertForSequenceClassification(config_of("fp", dropout=0.5), 2)
+    params = initial_params(model, jax.random.key(3), *[batch[name] for name in SEQUENCE_INPUTS])
+    optimizer = optax.sgd(0.0)
+    step = jax.jit(finetuning_step(model, optimizer), static_argnums=4)
+    first, again, second = loss_by_step(step, new_state(params, optimizer), None, 0, batch, True)
+    assert first == again != second
+
+
+def test_micro_batches_have_draws_of_their_own():
+    def loss_of(params, micro, key):
+        draw = jax.random.uniform(key)
+        return params["w"] * draw, {"draw": draw, "square": draw**2}
+
+    batch = {"x": jnp.zeros((2, 1))}
+    params = {"w": jnp.ones(())}
+    _, sums = accumulated_gradients(loss_of, params, batch, jax.random.key(0), 2)
+    assert sums["square"] / 2 - (sums["draw"] / 2) ** 2 > 1e-3  # the variance of two draws
 
 
 def test_pretraining_loss_counts_masked_tokens_only():

@@ -191,6 +191,17 @@ def test_a_masked_language_model_without_pooler_teaches_and_fills_masks(tmp_path
     assert nsp_logits is None
 
 
+def test_masks_are_filled_with_finite_probabilities_or_not_at_all():
+    source = model()
+    for top in (0, -1, 7):  # of 11 pieces five are special
+        with pytest.raises(ValueError, match=f"top is {top}: it must be from 1 to the 6 ordinary"):
+            fill_mask(source, "the [MASK]", top)
+    assert len(fill_mask(source, "the [MASK]", 6)[0]) == 6
+    source.params["mlm_bias"][7] = np.nan
+    with pytest.raises(ValueError, match=r"runs/x \(step 7\): logits are NaN or infinite"):
+        fill_mask(source, "the [MASK]")
+
+
 def test_a_state_dict_of_the_reference_needs_a_recipe_and_tells_its_ranks(tmp_path):
     source = model(recipe_named("bipft_b", estimator_rank=3, lora_rank=2))
     layer = "bert.encoder.layer.{}.attention.self."

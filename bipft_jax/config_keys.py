@@ -44,7 +44,9 @@ def whole(low: int) -> Rule:
     return rule
 
 
-def number(low: float | None = None, *, above: float | None = None, below: float = math.inf) -> Rule:
+def number(
+    low: float | None = None, *, above: float | None = None, below: float = math.inf
+) -> Rule:
     """A finite number, as float32 at least `low` or more than `above`, and less than `below`."""
     least = f"{low} or more" if above is None else f"more than {above}"
     wanted = f"a number, {least}" + (f" and less than {below}" if below < math.inf else "")

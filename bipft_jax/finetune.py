@@ -257,8 +257,8 @@ def make_stages(
 
 
 def check_together(config: ml_collections.ConfigDict, task: glue.GlueTask) -> None:
-    """Raises ValueError, before anything is loaded, for a directory that is not given, switches that
-    a recipe does not have, or a key that would be ignored beside the others."""
+    """Raises ValueError, before anything is loaded, for a directory that is not given, switches
+    that a recipe does not have, or a key that would be ignored beside the others."""
     for key in ("init_from", "glue_dir"):
         if not config[key]:
             raise ValueError(f"{key} is empty: give --config.{key}=DIR (see configs/finetune.py)")
@@ -318,8 +318,8 @@ def distillation_of(config: ml_collections.ConfigDict) -> Distillation:
 
 
 def has_classifier_of(source: Source, task: glue.GlueTask) -> bool:
-    """Whether a checkpoint's classifier, if it has one, is one of the task and not only as wide: of a
-    run on the task, or imported with the task's labels in its order. Numbers name no labels."""
+    """Whether a checkpoint's classifier, if it has one, is one of the task and not only as wide: of
+    a run on the task, or imported with the task's labels in its order. Numbers name no labels."""
     if "task" in source.run:
         return source.run["task"] == task.name
     labels = [label.lower() for label in source.run.get("labels", [])]
@@ -342,7 +342,8 @@ def make_teacher(
     verify_tokenizer(source.tokenizer.to_dict(), student.tokenizer)
     if source.run.get("task", task.name) != task.name:
         raise ValueError(
-            f"the teacher {config.teacher} was finetuned on {source.run['task']}, not on {task.name}"
+            f"the teacher {config.teacher} was finetuned on {source.run['task']}, not on "
+            f"{task.name}"
         )
     require_outputs(source, task)
     compared = ("layers", "hidden", "heads")  # the last by direction matching's relations only

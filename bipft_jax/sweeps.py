@@ -201,7 +201,7 @@ def run(
             else:
                 failures[name] = f"{type(error).__name__}: {error}"
                 text = "".join(traceback.format_exception(error))
-                (workdir / name / FAILURE_NAME).write_text(text)
+                (workdir / name / FAILURE_NAME).write_text(text, encoding="utf-8")
                 end = f"failed after {seconds:.0f} s: {name}, {failures[name].splitlines()[0]}"
             print(f"{numbers[name]} {end}", flush=True)
             write_report(by_name.values(), workdir)

@@ -111,8 +111,8 @@ def checked_points(workdir: Path) -> list[dict]:
     """The points that are asked for, each value as the config has it (1 as 1.0 where it has a
     float).
 
-    Raises: ValueError for an unknown key, a value that its key cannot have, a key that is also given
-      for all points, or a directory that holds a run with other settings.
+    Raises: ValueError for an unknown key, a value that its key cannot have, a key that is also
+      given for all points, or a directory that holds a run with other settings.
     """
     from bipft_jax import sweeps
     from bipft_jax.config_keys import check_keys  # imports jax, which takes a while

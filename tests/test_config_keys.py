@@ -77,7 +77,7 @@ def test_every_key_has_a_row(program):
 
 @pytest.mark.parametrize(
     "program, key, value",
-    [(program, k, v) for program, keys in WRONG.items() for k, values in keys.items() for v in values],
+    [(program, k, v) for program in WRONG for k, values in WRONG[program].items() for v in values],
 )
 def test_a_value_that_no_run_can_use_is_refused_by_its_key(program, key, value, tmp_path):
     """The paths are empty: were they looked at first, the message would be another."""

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from bipft_jax.quantization.arithmetic import widened
+
 # The name of what is kept, for policies of `jax.checkpoint`.
 ACTIVATION_INPUT = "activation_input"
 
@@ -24,11 +26,11 @@ def _gelu_backward(x, cotangent):
     wide = _wide(x)
     density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
     slope = _normal_distribution(wide) + wide * density
-    return ((cotangent * slope).astype(x.dtype),)
+    return ((_wide(cotangent) * slope).astype(x.dtype),)
 
 
 def _wide(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(widened(x.dtype))
 
 
 def _normal_distribution(x):

@@ -137,8 +137,9 @@ class SelfAttention(nn.Module):
         prob_scale = learned_scale(self, "probs_scale", recipe.attention_probs, probs_BxhxSxT)
         if recipe.attention_probs is not None and self.is_mutable_collection(STATISTICS):
             on_BxhxSxT = quantize(probs_BxhxSxT, prob_scale, recipe.attention_probs) > 0
-            on_of_tokens = jnp.sum(on_BxhxSxT * mask_BxT[:, None, :, None], dtype=jnp.float32)
-            attended = on_of_tokens / (config.heads * jnp.sum(mask_BxT))
+            of_tokens = on_BxhxSxT & (mask_BxT[:, None, :, None] > 0)
+            tokens = config.heads * jnp.sum(mask_BxT, dtype=jnp.float32)
+            attended = jnp.sum(of_tokens, dtype=jnp.float32) / tokens
             self.variable(STATISTICS, ATTENDED_KEYS, lambda: attended).value = attended
         if self.is_mutable_collection(ATTENTION_MAPS):
             multiplied = probs_BxhxSxT

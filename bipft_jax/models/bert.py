@@ -21,6 +21,7 @@ from bipft_jax.models.layers import (
     logits_dtype,
     low_rank,
 )
+from bipft_jax.models.normalization import row_for
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.models.remat import saved
 
@@ -194,8 +195,9 @@ class BertForPreTraining(nn.Module):
         x = jnp.take_along_axis(last, mlm_positions[..., None], axis=1)
         x = dense(config.hidden, name="mlm_dense")(x)
         x = layer_norm(config, "mlm_norm")(ACTIVATIONS[config.recipe.mlm_activation](x))
-        bias = self.param("mlm_bias", nn.initializers.zeros, (config.vocab_size,))
-        mlm_logits = bert.decode(x) + bias
+        bias = self.param("mlm_bias", nn.initializers.zeros, (config.vocab_size,), jnp.float32)
+        mlm_logits = bert.decode(x)
+        mlm_logits = mlm_logits + row_for(mlm_logits, bias)
         nsp_logits = dense(2, dtype=logits_dtype(dtype), name="nsp")(pooled)
         return PretrainingOutput(mlm_logits, nsp_logits, hidden_states)
 

@@ -55,7 +55,7 @@ dropout.defvjp(
 def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     """bool, True with probability 1 - rate (to 2^-32)."""
     rows, columns = mask_words(key, shape)
-    return kept(rows[..., None] + columns, rate)
+    return kept(rows[..., None] + jnp.expand_dims(columns, range(rows.ndim)), rate)
 
 
 def mask_words(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:

@@ -15,11 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from bipft_jax.models.axes import BATCH, constrained, kernel_axes, kernel_placement
-from bipft_jax.models.normalization import LayerNorm
+from bipft_jax.models.normalization import LayerNorm, row_for
+from bipft_jax.quantization.arithmetic import widened
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import MeanBinarizer, Quantizer, RowBinarizer
 
@@ -58,7 +60,7 @@ def dense_initializer(initializer_range: float) -> nn.initializers.Initializer:
 
 def logits_dtype(dtype: Any) -> Any:
     """Logits are float32 (float64 for float64 activations): 8 bits of bfloat16 lose rank order."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return widened(dtype)
 
 
 class BinaryDense(nn.Module):
@@ -81,13 +83,12 @@ class BinaryDense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., in] -> [..., features], in `dtype`."""
         width = x.shape[-1]
-        kernel = self.param(
-            "kernel", dense_initializer(self.initializer_range), (width, self.features)
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        initializer = dense_initializer(self.initializer_range)
+        kernel = self.param("kernel", initializer, (width, self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x = x.astype(self.dtype)
         if self.shifted_input:
-            shift = self.param("input_shift", nn.initializers.zeros, (width,))
+            shift = self.param("input_shift", nn.initializers.zeros, (width,), jnp.float32)
             x = added_to_rows(x, shift)
         x = checkpoint_name(x, LINEAR_INPUT)
         product = binary_dot_general(
@@ -109,11 +110,11 @@ class BinaryDense(nn.Module):
 def added_to_rows(x: jax.Array, row: jax.Array) -> jax.Array:
     """x [..., n] + row [n], in x's type. The row's gradient is summed in float32 or wider, which is
     more exact than autodiff's sum of bfloat16, and on a TPU half as expensive."""
-    return x + row.astype(x.dtype)
+    return x + row_for(x, row).astype(x.dtype)
 
 
 def _added_backward(row, cotangent):
-    wide = cotangent.astype(jnp.promote_types(cotangent.dtype, row.dtype))
+    wide = cotangent.astype(np.promote_types(cotangent.dtype, row.dtype))
     return cotangent, jnp.sum(wide, axis=range(cotangent.ndim - 1)).astype(row.dtype)
 
 
@@ -160,11 +161,12 @@ class BinaryEmbed(nn.Module):
     def setup(self):
         """Row 0, padding, starts at zero (SPEC 2.4)."""
 
-        def initializer(key, shape):
-            table = dense_initializer(self.initializer_range)(key, shape)
+        def initializer(key, shape, dtype):
+            table = dense_initializer(self.initializer_range)(key, shape, dtype)
             return table.at[0].set(0.0)
 
-        self.embedding = self.param("embedding", initializer, (self.vocab_size, self.features))
+        shape = self.vocab_size, self.features
+        self.embedding = self.param("embedding", initializer, shape, jnp.float32)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids: int [...] -> [..., features]."""

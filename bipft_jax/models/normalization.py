@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
+from bipft_jax.quantization.arithmetic import widened
+
 # Names of what is kept, for policies of `jax.checkpoint`.
 NORM_INPUT = "norm_input"
 NORM_STATISTICS = "norm_statistics"
@@ -28,8 +30,8 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """x: [..., features] -> the same shape, in `dtype`."""
         features = x.shape[-1:]
-        scale = self.param("scale", nn.initializers.ones, features)
-        bias = self.param("bias", nn.initializers.zeros, features)
+        scale = self.param("scale", nn.initializers.ones, features, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
         return normalize(x.astype(self.dtype), scale, bias, self.epsilon)
 
 
@@ -45,11 +47,11 @@ def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -
 
 def _forward(x, scale, bias, epsilon):
     x = checkpoint_name(x, NORM_INPUT)
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = x.astype(widened(x.dtype))
     mean = checkpoint_name(jnp.mean(wide, axis=-1, keepdims=True), NORM_STATISTICS)
     variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
     factor = checkpoint_name(jax.lax.rsqrt(variance + epsilon), NORM_STATISTICS)
-    y = (wide - mean) * factor * scale + bias
+    y = (wide - mean) * factor * row_for(x, scale) + row_for(x, bias)
     return y.astype(x.dtype), (x, mean, factor, scale)
 
 
@@ -58,11 +60,16 @@ def _backward(epsilon, kept, cotangent):
     wide = cotangent.astype(mean.dtype)
     normalized = (x.astype(mean.dtype) - mean) * factor
     leading = tuple(range(x.ndim - 1))
-    scaled = wide * scale
+    scaled = wide * row_for(x, scale)
     along = jnp.mean(scaled * normalized, axis=-1, keepdims=True)
     x_bar = factor * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - normalized * along)
     scale_bar = jnp.sum(wide * normalized, axis=leading).astype(scale.dtype)
     return x_bar.astype(x.dtype), scale_bar, jnp.sum(wide, axis=leading).astype(scale.dtype)
+
+
+def row_for(x: jax.Array, row: jax.Array) -> jax.Array:
+    """[features] -> [1, ..., 1, features], in as many axes as x has."""
+    return jnp.expand_dims(row, range(x.ndim - 1))
 
 
 normalize.defvjp(_forward, _backward)

@@ -29,8 +29,10 @@ from __future__ import annotations
 import functools
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 
 # "simulated" multiplies quantised values instead of codes, as binarisation usually is written.
 COMPUTE_MODES = ("auto", "int8", "bfloat16", "float32", "simulated")
@@ -46,6 +48,11 @@ def check_modes(compute: str, backward: str) -> None:
     ):
         if mode not in modes:
             raise ValueError(f"unknown {name} {mode!r}: one of {', '.join(modes)}")
+
+
+def widened(dtype: Any) -> np.dtype:
+    """float32, or the type itself where it is wider: of scales, statistics, sums and logits."""
+    return np.promote_types(dtype, np.float32)  # JAX's own would refuse under strict promotion
 
 
 def forward_mode(platform: str, batched: bool) -> str:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from bipft_jax.quantization.arithmetic import check_modes
+from bipft_jax.quantization.arithmetic import check_modes, widened
 from bipft_jax.quantization.products import (
     Numbers,
     code_product,
@@ -214,7 +214,8 @@ def _factor(operand, dtype):
 
 
 def _pullback(residual, scale, cotangent, factor, inner, quantizer):
-    cotangent = (cotangent * factor).astype(cotangent.dtype)
+    wide = cotangent.astype(widened(cotangent.dtype))
+    cotangent = (wide * factor).astype(cotangent.dtype)
     if quantizer is None:
         return cotangent, None
     return quantizer.pullback(residual, scale, cotangent, inner * factor)
@@ -225,7 +226,7 @@ def _multiply(left, right, numbers, static: _Static, dtype: Any) -> jax.Array:
     left_codes, left_scale, left_offset = left if isinstance(left, Encoded) else (left, None, None)
     right_codes, right_scale, _ = right if isinstance(right, Encoded) else (right, None, None)
 
-    scale_type = jnp.promote_types(dtype, jnp.float32)
+    scale_type = widened(dtype)
     heads = static.lhs_heads, static.rhs_heads
     if isinstance(left, Encoded) and isinstance(right, Encoded):
         product = code_product(left_codes, right_codes, numbers, heads, static.compute, scale_type)

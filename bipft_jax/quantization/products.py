@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bipft_jax.quantization.arithmetic import PLATFORMS, backward_mode, forward_mode
+from bipft_jax.quantization.arithmetic import PLATFORMS, backward_mode, forward_mode, widened
 
 Numbers = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
@@ -96,7 +96,7 @@ def split_heads(x: jax.Array, heads: int) -> jax.Array:
 def _accumulated(left: jax.Array, right: jax.Array, numbers: Numbers) -> jax.Array:
     """The product of two arrays of one type, in a type that its sums fit in."""
     exact = left.dtype == jnp.int8
-    wide = jnp.int32 if exact else jnp.promote_types(left.dtype, jnp.float32)
+    wide = jnp.int32 if exact else widened(left.dtype)
     return lax.dot_general(left, right, numbers, preferred_element_type=wide)
 
 

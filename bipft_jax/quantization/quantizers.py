@@ -45,6 +45,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bipft_jax.quantization.arithmetic import widened
+
 SMALLEST_SCALE = 1e-5
 SUPPORTED_BITS = (1, 2, 4, 8)
 
@@ -71,7 +73,7 @@ class Encoded(NamedTuple):
 
 def _scale_type(x: jax.Array) -> Any:
     """Scales and their gradients are at least float32, whatever the activations are."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return widened(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -369,9 +369,9 @@ def restore_params(
 
     Arguments:
       workdir: of a pretraining or finetuning run.
-      step: a step, "best" by the metric that run selects by (the latest if none was evaluated: a run
-        may have been stopped before its first evaluation), or "latest" or None for the newest that
-        is not damaged (damaged ones are named in the log).
+      step: a step, "best" by the metric that run selects by (the latest if none was evaluated: a
+        run may have been stopped before its first evaluation), or "latest" or None for the newest
+        that is not damaged (damaged ones are named in the log).
 
     Returns:
       Parameters as nested dictionaries of NumPy arrays, whatever devices they were trained on.

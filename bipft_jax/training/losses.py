@@ -48,8 +48,12 @@ def pretraining_loss(output: PretrainingOutput, batch: Batch, counts: Counts):
     metrics = {
         "mlm_loss": jnp.sum(mlm * weights),
         "nsp_loss": jnp.sum(nsp) / counts.sequences,
-        "mlm_accuracy": jnp.sum((jnp.argmax(output.mlm_logits, -1) == batch["mlm_ids"]) * weights),
-        "nsp_accuracy": jnp.sum(jnp.argmax(output.nsp_logits, -1) == batch["nsp_labels"])
+        "mlm_accuracy": jnp.sum(
+            jnp.where(jnp.argmax(output.mlm_logits, -1) == batch["mlm_ids"], weights, 0.0)
+        ),
+        "nsp_accuracy": jnp.sum(
+            jnp.argmax(output.nsp_logits, -1) == batch["nsp_labels"], dtype=jnp.float32
+        )
         / counts.sequences,
     }
     return metrics["mlm_loss"] + metrics["nsp_loss"], metrics

@@ -29,8 +29,9 @@ def linear_schedule(
         )
 
     def schedule(t):
-        rising = t / warmup_updates if warmup_updates else 1.0
-        falling = (num_updates - t) / (num_updates - warmup_updates)
+        # float32 whatever JAX's default: the division of whole numbers would choose.
+        rising = jnp.asarray(t, jnp.float32) / warmup_updates if warmup_updates else 1.0
+        falling = jnp.asarray(num_updates - t, jnp.float32) / (num_updates - warmup_updates)
         return learning_rate * jnp.clip(jnp.minimum(rising, falling), 0.0, 1.0)
 
     return schedule
@@ -55,9 +56,19 @@ def adamw(
     """AdamW (decoupled decay on matrices only), after clipping to a global norm; clip_norm 0: no
     clipping, as in the reference."""
     update = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=_decayed)
-    if not clip_norm:
-        return update
-    return optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    if clip_norm:
+        update = optax.chain(optax.clip_by_global_norm(clip_norm), update)
+    return _promoting(update)
+
+
+def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Itself, also under strict promotion, which refuses optax's powers of the count."""
+
+    def update(*arguments):
+        with jax.numpy_dtype_promotion("standard"):
+            return transformation.update(*arguments)
+
+    return optax.GradientTransformation(transformation.init, update)
 
 
 def bert_adam(

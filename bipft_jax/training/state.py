@@ -79,7 +79,8 @@ def initial_params(
       inputs: any that the model takes.
       places: a sharding for each parameter, where it is made; None for the key's device.
     """
-    return initialization(model, places)(key, *inputs)
+    with jax.debug_nans(False):  # scales are born NaN
+        return initialization(model, places)(key, *inputs)
 
 
 def initialization(model: nn.Module, places: Any = None) -> Callable[..., Params]:

@@ -105,7 +105,7 @@ def next_state(
     skipped_in_row = jnp.where(finite, 0, state.skipped_in_row + 1)
     metrics = {**metrics, "gradient_norm": norm}
     metrics = {name: jnp.where(finite, value, 0) for name, value in metrics.items()}
-    metrics["skipped"] = 1.0 - finite
+    metrics["skipped"] = jnp.logical_not(finite).astype(jnp.float32)
     return TrainState(state.step + 1, params, opt_state, skipped_in_row), metrics
 
 

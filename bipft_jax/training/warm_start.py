@@ -49,7 +49,7 @@ class Source(NamedTuple):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """By which a run knows it again: its step, and a SHA-256 (hex) of parameters and tokenizer."""
+        """By which a run knows it again: its step, a SHA-256 (hex) of parameters and tokenizer."""
         digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
         for path, leaf in named_leaves(self.params).items():
             digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())

@@ -81,7 +81,7 @@ def owned(workdir: str | os.PathLike[str]) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        os.fsync(file.fileno())  # a mounted bucket refuses to close a removed file with text to write
+        os.fsync(file.fileno())  # a mounted bucket cannot close a removed file with text to write
         try:
             yield
         finally:
@@ -119,8 +119,8 @@ def _locked(path: Path) -> Iterator[Any]:
 def claim_workdir(
     workdir: str | os.PathLike[str], config: Mapping[str, Any], inputs: Inputs | None = None
 ) -> None:
-    """Ties a workdir to a configuration and its inputs, so that a run is never resumed as a different
-    run.
+    """Ties a workdir to a configuration and its inputs, so that a run is never resumed as a
+    different run.
 
     Writes WORKDIR/config.json and WORKDIR/inputs.json where they are not there, after
     `check_workdir` and `check_inputs`. To be called when the configuration has been shown to work,

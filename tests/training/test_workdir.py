@@ -121,7 +121,7 @@ def test_a_workdir_is_one_jobs_until_its_process_is_dead(tmp_path):
     )
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match=rf"{workdir} is being run by process {holder.pid} on "):
+        with pytest.raises(ValueError, match=rf"{workdir} is being run by process {holder.pid} "):
             with owned(workdir):
                 pass
     finally:

@@ -183,12 +183,12 @@ def test_a_masked_language_model_without_pooler_teaches_and_fills_masks(tmp_path
     teacher, params = make_teacher(found.config(), found.params, found.config(), dropout=False)
     ids = jnp.asarray([[2, 5, 7, 3, 0]])
     batch = {"input_ids": ids, "token_type_ids": 0 * ids, "attention_mask": jnp.sign(ids)}
-    hidden_states, nsp_logits = jax.jit(teacher)(params, batch, jax.random.key(0))
+    targets = jax.jit(teacher)(params, batch, jax.random.key(0))
     expected = jax.jit(BertForPreTraining(source.config()).apply)(
         {"params": source.params}, *batch.values(), jnp.zeros((1, 1), int)
     )
-    np.testing.assert_allclose(hidden_states, expected.hidden_states, atol=1e-6)
-    assert nsp_logits is None
+    np.testing.assert_allclose(targets.hidden_states, expected.hidden_states, atol=1e-6)
+    assert targets.nsp_logits is None and targets.mlm_logits is None
 
 
 def test_masks_are_filled_with_finite_probabilities_or_not_at_all():

@@ -179,6 +179,8 @@ def evaluation_step(
       are what always predicting by them scores on the masked tokens.
     """
 
+    commonest = int(np.argmax(log_frequencies))
+
     def step(params: Params, batch: Batch):
         counts = counts_of(batch)
         inputs = [batch[name] for name in INPUTS]
@@ -187,7 +189,7 @@ def evaluation_step(
         ids, weights = batch["mlm_ids"], batch["mlm_weights"] / counts.masked_tokens
         unigram = {
             "unigram_loss": -jnp.sum(jnp.asarray(log_frequencies)[ids] * weights),
-            "unigram_accuracy": jnp.sum((ids == np.argmax(log_frequencies)) * weights),
+            "unigram_accuracy": jnp.sum(jnp.where(ids == commonest, weights, 0.0)),
         }
         return {**metrics, **unigram, **attended_keys(variables), **counts._asdict()}
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from bipft_jax.models.bert import BertForPreTraining, BertForSequenceClassification
@@ -53,7 +54,7 @@ def test_parameters_moments_and_metrics_are_float32(recipe, dtype, x64):
                 new, metrics = jax.eval_shape(
                     lambda s, b, u=update: u(s, None, b), state, PRETRAINING
                 )
-                evaluate = steps.evaluation_step(model)
+                evaluate = steps.evaluation_step(model, np.zeros(11, np.float32))
                 metrics |= jax.eval_shape(evaluate, new.params, PRETRAINING)
             for name, leaf in named_leaves(new).items():
                 assert leaf.dtype in (jnp.float32, jnp.int32), name

@@ -57,7 +57,8 @@ def test_held_out_text_is_the_same_whatever_the_mesh_and_the_training(home, monk
         for name, values in expected.items():
             np.testing.assert_array_equal(np.concatenate([b[name] for b in made]), values)
     # There are 54. What does not fill a row of every shard is left over; each has one at least.
-    totals = [sum(len(b["nsp_labels"]) for b in batches(*case)) for case in ((1, 0), (8, 0), (8, 5))]
+    cases = ((1, 0), (8, 0), (8, 5))
+    totals = [sum(len(b["nsp_labels"]) for b in batches(*case)) for case in cases]
     assert totals == [54, 48, 8]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.test_launchers import HARD, ROOT, program
 
-# Stands in for srun and for what it starts, on a single node. Writes down what it was given, and the
+# Stands in for srun and for what it starts, on a single node. Writes down what it was given and the
 # number of the process, which is in a session of its own: on a node it is no child of srun.
 SRUN = """#!{python}
 import json, os, pathlib, subprocess, sys

@@ -87,8 +87,8 @@ def start_job(home, config, workdir, processes, **options):
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     flags = (f"--coordinator_address={address}", f"--num_processes={processes}")
-    # XLA's CPU programs that come from the cache no longer keep their collectives in order: between
-    # processes they hang or abort ("Received data size doesn't match").
+    # With a warm cache such jobs on CPUs often abort in gloo ("Received data size doesn't match"),
+    # without it they do not; programs from the cache may order their collectives differently.
     uncached = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     return [
         start(home, config, workdir, *flags, f"--process_id={k}", variables=uncached, **options)

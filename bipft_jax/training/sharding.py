@@ -16,6 +16,7 @@ for global arrays: a mean over a weight or a batch is the global mean, whatever 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -152,8 +153,10 @@ def batch_shards(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+@functools.lru_cache  # `put_batch` asks at every update, and a mesh may have thousands of devices
 def process_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.ndarray:
-    """The rows of a global batch that the devices of a process hold: int [rows], ascending.
+    """The rows of a global batch that the devices of a process hold: int [rows], ascending, not to
+    be written to.
 
     They are not one range: a host of a TPU slice is a block of its torus, and in `data` the devices
     of other hosts lie between its own.
@@ -166,7 +169,9 @@ def process_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.
         for device, index in batch_sharding(mesh).devices_indices_map((batch_size,)).items()
         if device.process_index == process
     ]
-    return np.unique(np.concatenate(held))  # along `tensor` several devices hold the same rows
+    rows = np.unique(np.concatenate(held))  # along `tensor` several devices hold the same rows
+    rows.flags.writeable = False
+    return rows
 
 
 def put_batch(

@@ -1,10 +1,12 @@
 """Puts the results of finetuning runs side by side, as a table in Markdown.
 
-    python -m bipft_jax.comparison RESULT...
+    python -m bipft_jax.comparison RESULT... [--glue_dir DIR]
 
 RESULT is a result.json of a run over all its seeds, whatever it is called, or a directory below
 which to look for such files. A row is a recipe, pretrained or not; a column is a score of a task; a
-cell is the mean over seeds, in percent, and the sample's standard deviation.
+cell is the mean over seeds, in percent, and the sample's standard deviation. With the tasks' data
+there is a row, too, of a linear model of bags of words (`bipft_jax/data/bag_of_words.py`), and the
+standard error of an accuracy from so many dev rows.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bipft_jax.data import glue
+from bipft_jax.data import bag_of_words, glue
 from bipft_jax.models.recipes import RECIPES
 from bipft_jax.paths import require_local
 
@@ -53,11 +55,15 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     return [result for _, result in found.values()]
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
+def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = None) -> str:
     """A table in Markdown: models in the order of the recipes, the majority class last; tasks in
     the order of theirs.
 
-    results: as `read_results` gives them.
+    Arguments:
+      results: as `read_results` gives them.
+      glue_dir: the tasks' data, for the row of the bags of words; None: no such row.
+
+    Raises: ValueError if a task of the results cannot be read from `glue_dir`.
     """
     scores = {
         (result["task"], metric): None
@@ -77,13 +83,32 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     majority = {
         (r["task"], metric): score for r in results for metric, score in r["majority_class"].items()
     }
+    notes = []
+    if glue_dir is not None:
+        words = {}
+        for task in dict.fromkeys(task for task, _ in scores):
+            train, dev = _train_and_dev(task, glue_dir)
+            words |= {(task, name): s for name, s in bag_of_words.scores(train, dev).items()}
+            error = 50 / len(dev) ** 0.5
+            notes.append(
+                f"{train.task.directory}: {len(train):,} training and {len(dev):,} dev rows; "
+                f"standard error of an accuracy: at most {error:.1f}."
+            )
+        cells = (f"{100 * words[key]:.1f}" if key in words else "" for key in scores)
+        rows.append(["linear model of bags of words", *cells])
     rows.append(["majority class", *(f"{100 * majority[key]:.1f}" for key in scores)])
     counts = sorted({len(result["seeds"]) for result in results})
     seeds = " or ".join(map(str, counts))
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(
-        [*lines, "", f"Percent of the best evaluation on the dev sets; seeds: {seeds}."]
+        [*lines, "", f"Percent of the best evaluation on the dev sets; seeds: {seeds}.", *notes]
     )
+
+
+def _train_and_dev(task: str, glue_dir: str | Path) -> tuple[glue.GlueSplit, glue.GlueSplit]:
+    row = glue.glue_task(task)
+    train, dev = (glue.read_split(row, glue_dir, name) for name in ("train", row.dev_splits[0]))
+    return train, dev
 
 
 def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
@@ -128,10 +153,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("results", nargs="+", metavar="RESULT", help="file or directory")
+    parser.add_argument(
+        "--glue_dir",
+        metavar="DIR",
+        help="the tasks' data, as finetuning takes it: adds a row of bags of words",
+    )
     arguments = parser.parse_args(argv)
     try:
         require_local(vars(arguments))
-        print(table(read_results(arguments.results)))
+        print(table(read_results(arguments.results), arguments.glue_dir))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bipft_jax import finetune, finetune_all, pretrain, sweeps
-from bipft_jax.data.acceptability import write_task
 from bipft_jax.data.corpus import load_corpus
 from bipft_jax.data.corpus_preparation import CorpusRequest, prepare_corpus
+from bipft_jax.data.documentation import write_task
 from bipft_jax.interop.convert import import_directory
 from bipft_jax.interop.hugging_face import write_directory
 from bipft_jax.paths import require_local
@@ -33,13 +33,13 @@ COMMANDS = {
         *([*PREPARE, f"--{name}={REMOTE}"] for name in ("input", "tokenizer", "output")),
         [*PREPARE, f"--input=tfds:{REMOTE}"],
     ],
-    "bipft_jax.data.acceptability": [[f"--output={REMOTE}"]],
+    "bipft_jax.data.documentation": [[f"--output={REMOTE}"]],
     "bipft_jax.predict": [
         [*PREDICT, f"--{name}={REMOTE}"] for name in ("workdir", "input", "output")
     ],
     "bipft_jax.fill_mask": [["--workdir", REMOTE, "https://x.org is a [MASK]."]],
     "bipft_jax.plot": [["run", REMOTE], ["run", f"--output={REMOTE}"]],
-    "bipft_jax.comparison": [["run", REMOTE]],
+    "bipft_jax.comparison": [["run", REMOTE], ["run", f"--glue_dir={REMOTE}"]],
     "bipft_jax.interop.check_fixture": [["unit.npz", REMOTE]],
     "bipft_jax.interop.convert": [
         ["import", REMOTE, "--workdir=run"],

@@ -228,7 +228,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=defaults["validation_input"],
         metavar="GLOB",
         help="text to validate on; without it, some documents of --input are held out (of "
-        "python-docs always the same fifth, which is never trained on)",
+        "the embedded corpora always the same fifth, which is never trained on)",
     )
     parser.add_argument(
         "--validation_fraction",

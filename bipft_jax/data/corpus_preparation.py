@@ -44,7 +44,7 @@ class CorpusRequest:
     """What to prepare; see `python -m bipft_jax.data.corpus --help`.
 
     Attributes:
-      input: globs, `tfds:...` or `python-docs` (see `text_sources`), for training.
+      input: globs, `tfds:...` or an embedded corpus (see `text_sources`), for training.
       tokenizer: a tokenizer file, or `sentencepiece:VOCAB_SIZE`.
       validation_input: as `input`; if empty, `validation_fraction` of the documents is held out.
       validation_fraction: between 0 and 1, exclusive.

@@ -1,4 +1,4 @@
-"""The nine GLUE tasks (and our own acceptability task): the task table and reading.
+"""The nine GLUE tasks (and our own documentation task): the task table and reading.
 
 A task is a row of `TASKS`: where its files are, which columns to read, how it is scored. Nothing
 else in the library asks which task it is working on.
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from bipft_jax.data import glue_tfds
+from bipft_jax.data.python_docs import PACKAGES
 from bipft_jax.errors import unknown_name
 
 Column = str | int  # by header name, or by 0-based position in a file without a header
@@ -120,13 +121,14 @@ TASKS: dict[str, GlueTask] = {
                  ("entailment", "neutral", "contradiction"), ("accuracy",), 6,
                  dev_splits=("dev_matched", "dev_mismatched"),
                  tfds_sentences=("premise", "hypothesis")),
-        # Real sentences against the same with two words swapped, see data/acceptability.py.
-        GlueTask("acceptability", "acceptability", (3,), 1, _BINARY, ("matthews", "accuracy"), 10),
+        # Which package a sentence of documentation is about, see data/documentation.py.
+        GlueTask("documentation", "documentation", ("sentence",), "label", ("python", *PACKAGES),
+                 ("accuracy",), 10),
     )
 }
 # fmt: on
 
-BENCHMARK = tuple(name for name in TASKS if name != "acceptability")  # GLUE's own nine
+BENCHMARK = tuple(name for name in TASKS if name != "documentation")  # GLUE's own nine
 
 
 def glue_task(name: str) -> GlueTask:

@@ -8,7 +8,9 @@ A source is named on the command line by a string:
                       by newlines
   'tfds:NAME[:SPLIT]' a TFDS dataset with a text feature `text`, one document per record; NAME may
                       be the path of a prepared dataset; SPLIT is `train` unless given
-  'python-docs'       the embedded corpus (`bipft_jax.data.python_docs`)
+  'python-docs'       the embedded corpus, the prose of Python's own documentation
+  'package-docs'      the same and that of NumPy, SciPy, scikit-learn, matplotlib and JAX, as they
+                      are installed (`bipft_jax.data.python_docs`)
 
 Text files may be plain or compressed (.gz, .xz, .zst). A name that exists is that file, also with
 brackets in it; only other names are patterns.
@@ -27,10 +29,9 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from bipft_jax.data import python_docs
 from bipft_jax.json_text import parse_json
 from bipft_jax.paths import files_named
-
-PYTHON_DOCS = "python-docs"
 
 _BLOCK_BYTES = 1 << 20
 # Of compressed content: a small piece can hold a thousand times as much text.
@@ -84,19 +85,23 @@ def open_sources(specs: Sequence[str]) -> list[TextSource]:
     """The sources that the strings name; files of a pattern in sorted order, each only once.
 
     Raises:
-      ValueError: for a name or a pattern of no file, for what can be read only once (a pipe), or a
-        file that is neither text nor JSON lines.
+      ValueError: for a name or a pattern of no file, for what can be read only once (a pipe), a
+        file that is neither text nor JSON lines, or both embedded corpora.
     """
     sources: dict[str, TextSource] = {}
     for spec in specs:
-        if spec == PYTHON_DOCS:
-            sources[spec] = PythonDocsSource()
+        if spec in (python_docs.PYTHON_DOCS, python_docs.PACKAGE_DOCS):
+            sources[spec] = EmbeddedSource(spec)
         elif spec.startswith("tfds:"):
             source = TfdsSource(spec)
             sources.setdefault(source.identity, source)
         else:
             for path in files_named(spec):
                 sources.setdefault(str(Path(path).resolve()), FileSource(path))
+    if python_docs.PYTHON_DOCS in sources and python_docs.PACKAGE_DOCS in sources:
+        raise ValueError(
+            f"{python_docs.PACKAGE_DOCS} has all of {python_docs.PYTHON_DOCS}: give one of them"
+        )
     return list(sources.values())
 
 
@@ -270,20 +275,19 @@ class TfdsSource(TextSource):
             yield Document(text, where, len(text.encode("utf-8")))
 
 
-class PythonDocsSource(TextSource):
-    """The embedded corpus, which says itself which documents are held out."""
+class EmbeddedSource(TextSource):
+    """An embedded corpus, which says itself which documents are held out."""
 
-    name = PYTHON_DOCS
+    def __init__(self, name: str):
+        self.name = name
 
     def documents(self) -> Iterator[Document]:
-        from bipft_jax.data import python_docs  # parses the standard library when first used
-
         for held_out, documents in (
-            (False, python_docs.training_documents()),
-            (True, python_docs.held_out_documents()),
+            (False, python_docs.training_documents(self.name)),
+            (True, python_docs.held_out_documents(self.name)),
         ):
             for name, text in documents:
-                where = f"{PYTHON_DOCS}:{name}"
+                where = f"{self.name}:{name}"
                 yield Document(text, where, len(text.encode("utf-8")), held_out)
 
     def fingerprint(self) -> str:

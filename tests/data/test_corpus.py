@@ -343,8 +343,12 @@ def test_a_full_disk_ends_the_preparation_with_a_message(arguments, monkeypatch,
 def test_documents_always_held_out_are_in_no_split_beside_other_validation_text(
     arguments, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(python_docs, "training_documents", lambda: [("a", "Red cat. Blue dog.")])
-    monkeypatch.setattr(python_docs, "held_out_documents", lambda: [("z", "Old bird. New cat.")])
+    monkeypatch.setattr(
+        python_docs, "training_documents", lambda corpus: [("a", "Red cat. Blue dog.")]
+    )
+    monkeypatch.setattr(
+        python_docs, "held_out_documents", lambda corpus: [("z", "Old bird. New cat.")]
+    )
     text = _write(tmp_path / "more.jsonl", _documents(3))
     validation = _write(tmp_path / "validation.jsonl", _documents(3, seed=1))
     flags = {**arguments, "validation_input": validation, "input": "python-docs"}
@@ -360,8 +364,8 @@ def test_documents_always_held_out_are_in_no_split_beside_other_validation_text(
 def test_python_docs_with_a_tokenizer_trained_on_its_train_split(tmp_path, monkeypatch):
     training = [("a", "The box is old. It is red.\nIt opens."), ("b", "A dog. A cat.")]
     held_out = [("z", "Zebras zigzag. Zoos zoom."), ("y", "Zips zap. Zinc is zesty.")]
-    monkeypatch.setattr(python_docs, "training_documents", lambda: training)
-    monkeypatch.setattr(python_docs, "held_out_documents", lambda: held_out)
+    monkeypatch.setattr(python_docs, "training_documents", lambda corpus: training)
+    monkeypatch.setattr(python_docs, "held_out_documents", lambda corpus: held_out)
     flags = {"tokenizer": "sentencepiece:25", "sequence_length": "16", "processes": "1"}
     corpora = [
         _prepare(flags, input="python-docs", output=tmp_path / name) for name in ("one", "two")

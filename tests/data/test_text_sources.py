@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
-from bipft_jax.data import python_docs, text_sources
+from bipft_jax.data import docstrings, python_docs, text_sources
 from bipft_jax.data.sentences import split_sentences
 from bipft_jax.data.text_sources import open_sources
 
@@ -218,18 +218,45 @@ def test_fingerprints_follow_the_content(tmp_path):
 def test_the_embedded_corpus_is_prose_and_its_held_out_part_is_apart():
     documents = _read("python-docs")
     assert sum(document.num_bytes for document in documents) > 800_000
-    training = {p for _, text in python_docs.training_documents() for p in text.split("\n")}
-    held_out = {p for _, text in python_docs.held_out_documents() for p in text.split("\n")}
-    assert held_out and training.isdisjoint(held_out)
-    assert {d.text for d in documents if d.held_out} == {
-        text for _, text in python_docs.held_out_documents()
+    assert not any(d.where.startswith("python-docs:numpy/") for d in documents)
+    held_out_texts = dict(python_docs.held_out_documents("python-docs"))
+    training = {
+        p for _, text in python_docs.training_documents("python-docs") for p in text.split("\n")
     }
-    sentences = python_docs.held_out_sentences()
+    held_out = {p for text in held_out_texts.values() for p in text.split("\n")}
+    assert held_out and training.isdisjoint(held_out)
+    assert {d.text for d in documents if d.held_out} == set(held_out_texts.values())
+    sentences = [s for _, s in python_docs.held_out_sentences("python-docs")]
     assert not {s for p in training for s in split_sentences(p)} & set(sentences)
     assert len(sentences) > 300 and len(set(sentences)) == len(sentences)
+    for name, sentence in python_docs.held_out_sentences("python-docs")[:50]:
+        assert sentence in " ".join(held_out_texts[name].split())
     everything = "\n".join(document.text for document in documents)
-    for markup in (">>>", "``", ":func:", "::\n", "->", "{"):
+    for markup in (">>>", "``", ":func:", "::\n", "->", "{", "----"):
         assert markup not in everything
+
+
+def test_the_corpus_of_packages_is_python_and_their_docstrings(tmp_path, monkeypatch):
+    package = tmp_path / "numpy"
+    (package / "tests").mkdir(parents=True)
+    (package / "tests" / "a.py").write_text('"""This is text of a test and not for reading."""')
+    (package / "b.py").write_text('"""This is the prose of a made up package."""')
+    monkeypatch.setattr(python_docs, "PACKAGES", ("numpy",))
+    monkeypatch.setattr(
+        python_docs, "_python_documents", lambda: [("z.py", ["Its own words are here."])]
+    )
+    monkeypatch.setattr(python_docs, "_directory", lambda package: tmp_path / package)
+    python_docs.documents.cache_clear()
+    try:
+        documents = _read("package-docs")
+    finally:
+        python_docs.documents.cache_clear()
+    assert {d.where: d.text for d in documents} == {
+        "package-docs:z.py": "Its own words are here.",
+        "package-docs:numpy/b.py": "This is the prose of a made up package.",
+    }
+    with pytest.raises(ValueError, match="package-docs has all of python-docs"):
+        open_sources(["python-docs", "package-docs"])
 
 
 def test_prose_is_kept_and_code_is_not():
@@ -246,7 +273,7 @@ def test_prose_is_kept_and_code_is_not():
       by this function.
     - short one
     """
-    assert list(python_docs.prose_paragraphs(docstring)) == [
+    assert list(docstrings.prose_paragraphs(docstring)) == [
         "Return the list of all items in the Box.",
         "The first item is never removed by this function.",
     ]

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from bipft_jax.data.python_docs import held_out_sentences
+from bipft_jax.data.python_docs import PYTHON_DOCS, held_out_sentences
 from bipft_jax.data.tokenizers import WordPieceTokenizer
 from bipft_jax.interop import convert
 from bipft_jax.interop.hugging_face import write_directory
@@ -39,7 +39,7 @@ def imported(tmp_path_factory) -> Source:
 
 def sentences(count: int) -> list[str]:
     """Real ones, of different lengths."""
-    found = held_out_sentences()
+    found = [sentence for _, sentence in held_out_sentences(PYTHON_DOCS)]
     return found[:: len(found) // count][:count]
 
 

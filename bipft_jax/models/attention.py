@@ -14,6 +14,7 @@ from bipft_jax.models.dropout import Dropout
 from bipft_jax.models.fused_attention import DropoutWords, Residuals, Scales, fused_attention
 from bipft_jax.models.layers import binary_dense, dense_initializer, learned_scale, low_rank
 from bipft_jax.models.recipes import BertConfig
+from bipft_jax.quantization.arithmetic import widened
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import quantize
 
@@ -125,7 +126,7 @@ class SelfAttention(nn.Module):
             scores_BxhxSxT = scores_BxhxSxT + residual_BxSxT[:, None]
         # From here to the codes of the probabilities in float32 or wider, as the fused kernel does:
         # a softmax in bfloat16 flips about 1 % of these codes.
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = widened(dtype)
         scores_BxhxSxT = scores_BxhxSxT.astype(wide) / jnp.asarray(head_width**0.5, wide)
         self.sow(ATTENTION_MAPS, "scores", scores_BxhxSxT)
         bias_BxT = (1 - mask_BxT).astype(wide) * jnp.finfo(wide).min

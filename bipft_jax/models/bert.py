@@ -197,7 +197,7 @@ class BertForPreTraining(nn.Module):
         x = layer_norm(config, "mlm_norm")(ACTIVATIONS[config.recipe.mlm_activation](x))
         bias = self.param("mlm_bias", nn.initializers.zeros, (config.vocab_size,), jnp.float32)
         mlm_logits = bert.decode(x)
-        mlm_logits = mlm_logits + row_for(mlm_logits, bias)
+        mlm_logits = mlm_logits + row_for(mlm_logits, bias).astype(mlm_logits.dtype)
         nsp_logits = dense(2, dtype=logits_dtype(dtype), name="nsp")(pooled)
         return PretrainingOutput(mlm_logits, nsp_logits, hidden_states)
 

@@ -190,7 +190,7 @@ def _operands(codes, mask, scales, residuals, words, static: Static) -> dict[str
         "query": query,
         "key": key,
         "value": value,
-        "bias": ((1 - mask) * lowest).astype(jnp.float32)[:, None],  # [B, 1, T]
+        "bias": (1 - mask).astype(jnp.float32)[:, None] * lowest,  # [B, 1, T]
     }
     if residuals is not None:
         operands["score_residual"] = residuals.scores.swapaxes(1, 2)  # [B, T, S]

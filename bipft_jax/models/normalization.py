@@ -51,7 +51,8 @@ def _forward(x, scale, bias, epsilon):
     mean = checkpoint_name(jnp.mean(wide, axis=-1, keepdims=True), NORM_STATISTICS)
     variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
     factor = checkpoint_name(jax.lax.rsqrt(variance + epsilon), NORM_STATISTICS)
-    y = (wide - mean) * factor * row_for(x, scale) + row_for(x, bias)
+    row, shift = (row_for(x, parameter).astype(wide.dtype) for parameter in (scale, bias))
+    y = (wide - mean) * factor * row + shift
     return y.astype(x.dtype), (x, mean, factor, scale)
 
 
@@ -60,7 +61,7 @@ def _backward(epsilon, kept, cotangent):
     wide = cotangent.astype(mean.dtype)
     normalized = (x.astype(mean.dtype) - mean) * factor
     leading = tuple(range(x.ndim - 1))
-    scaled = wide * row_for(x, scale)
+    scaled = wide * row_for(x, scale).astype(wide.dtype)
     along = jnp.mean(scaled * normalized, axis=-1, keepdims=True)
     x_bar = factor * (scaled - jnp.mean(scaled, axis=-1, keepdims=True) - normalized * along)
     scale_bar = jnp.sum(wide * normalized, axis=leading).astype(scale.dtype)

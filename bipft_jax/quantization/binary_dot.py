@@ -215,10 +215,11 @@ def _factor(operand, dtype):
 
 def _pullback(residual, scale, cotangent, factor, inner, quantizer):
     wide = cotangent.astype(widened(cotangent.dtype))
-    cotangent = (wide * factor).astype(cotangent.dtype)
+    cotangent = (wide * jnp.asarray(factor, wide.dtype)).astype(cotangent.dtype)
     if quantizer is None:
         return cotangent, None
-    return quantizer.pullback(residual, scale, cotangent, inner * factor)
+    inner = inner * jnp.asarray(factor, inner.dtype)
+    return quantizer.pullback(residual, scale, cotangent, inner)
 
 
 def _multiply(left, right, numbers, static: _Static, dtype: Any) -> jax.Array:
@@ -227,6 +228,9 @@ def _multiply(left, right, numbers, static: _Static, dtype: Any) -> jax.Array:
     right_codes, right_scale, _ = right if isinstance(right, Encoded) else (right, None, None)
 
     scale_type = widened(dtype)
+    left_scale, right_scale = (
+        scale if scale is None else scale.astype(scale_type) for scale in (left_scale, right_scale)
+    )
     heads = static.lhs_heads, static.rhs_heads
     if isinstance(left, Encoded) and isinstance(right, Encoded):
         product = code_product(left_codes, right_codes, numbers, heads, static.compute, scale_type)

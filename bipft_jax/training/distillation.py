@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from bipft_jax.models.bert import Bert, BertForPreTraining, PretrainingOutput
+from bipft_jax.models.layers import added_to_rows, logits_dtype
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.training.losses import Batch, Counts
 from bipft_jax.training.warm_start import abstract_params
@@ -56,7 +57,9 @@ class Teacher:
         )
         nsp_logits = None
         if self.has_nsp:
-            nsp_logits = pooled @ params["nsp"]["kernel"] + params["nsp"]["bias"]
+            nsp, pooled = params["nsp"], pooled.astype(logits_dtype(pooled.dtype))
+            product = pooled @ nsp["kernel"].astype(pooled.dtype)
+            nsp_logits = added_to_rows(product, nsp["bias"])
         return jax.lax.stop_gradient(Targets(hidden_states, nsp_logits, None))
 
 

@@ -46,17 +46,22 @@ def pretraining_loss(output: PretrainingOutput, batch: Batch, counts: Counts):
     mlm = optax.softmax_cross_entropy_with_integer_labels(output.mlm_logits, batch["mlm_ids"])
     nsp = optax.softmax_cross_entropy_with_integer_labels(output.nsp_logits, batch["nsp_labels"])
     metrics = {
-        "mlm_loss": jnp.sum(mlm * weights),
-        "nsp_loss": jnp.sum(nsp) / counts.sequences,
+        "mlm_loss": jnp.sum(mlm * weights.astype(mlm.dtype)),
+        "nsp_loss": jnp.sum(nsp) / counts.sequences.astype(nsp.dtype),
         "mlm_accuracy": jnp.sum(
-            jnp.where(jnp.argmax(output.mlm_logits, -1) == batch["mlm_ids"], weights, 0.0)
+            jnp.where(_are_likeliest(output.mlm_logits, batch["mlm_ids"]), weights, 0.0)
         ),
         "nsp_accuracy": jnp.sum(
-            jnp.argmax(output.nsp_logits, -1) == batch["nsp_labels"], dtype=jnp.float32
+            _are_likeliest(output.nsp_logits, batch["nsp_labels"]), dtype=jnp.float32
         )
         / counts.sequences,
     }
     return metrics["mlm_loss"] + metrics["nsp_loss"], metrics
+
+
+def _are_likeliest(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """bool, of [..., classes] and [...]."""
+    return jnp.argmax(logits, -1).astype(ids.dtype) == ids
 
 
 def classification_loss(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -67,7 +72,8 @@ def classification_loss(logits: jax.Array, batch: Batch) -> jax.Array:
       batch: labels int [B], or float [B] for regression; weights float [B], 0 on padding rows.
     """
     if jnp.issubdtype(batch["labels"].dtype, jnp.floating):
-        each = jnp.square(logits[:, 0] - batch["labels"])
+        each = jnp.square(logits[:, 0] - batch["labels"].astype(logits.dtype))
     else:
         each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-    return jnp.sum(each * batch["weights"]) / jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+    weights = batch["weights"].astype(each.dtype)
+    return jnp.sum(each * weights) / jnp.maximum(jnp.sum(weights), 1.0)

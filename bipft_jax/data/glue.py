@@ -204,8 +204,8 @@ def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
     Raises:
         ValueError: naming file and line: no such file, not UTF-8, no rows, a column that is missing
             or there twice, a row with fewer or more fields than there are columns, a label that is
-            not in the table, a score that is not a number. Naming the dataset: as
-            `glue_tfds.read_records`. Naming both: a task that is there in both layouts.
+            not in the table, a score that is not a number or outside the task's range. Naming the
+            dataset: as `glue_tfds.read_records`. Naming both: a task that is there in both layouts.
     """
     glue_dir = Path(glue_dir).expanduser()
     if dataset := _dataset(task, glue_dir):
@@ -426,4 +426,10 @@ def _parse_label(task: GlueTask, text: str, where: str) -> float:
         score = math.nan
     if not math.isfinite(score):
         raise ValueError(f"{where}: the score of task {task.name} must be a number, not {text!r}")
+    least, greatest = task.score_range or (-math.inf, math.inf)
+    if not least <= score <= greatest:
+        raise ValueError(
+            f"{where}: the score {text!r} is outside the range of task {task.name}, "
+            f"{least:g} to {greatest:g}: correct it, or scale all scores to the range"
+        )
     return score

@@ -21,6 +21,7 @@ from bipft_jax.errors import unknown_name
 from bipft_jax.models.recipes import RECIPES, SIZES
 from bipft_jax.models.remat import REMAT_POLICIES
 from bipft_jax.quantization.arithmetic import BACKWARD_MODES, COMPUTE_MODES
+from bipft_jax.training.objectives.table import OBJECTIVES
 from bipft_jax.training.profiling import profile_range
 from bipft_jax.training.task_distillation import DISTILLATIONS
 
@@ -126,15 +127,20 @@ _SHARED: dict[str, Rule] = {
     "clip_norm": number(0),
     "max_skipped_updates": whole(1),
     "log_every": whole(1),
+    "remat": one_of("remat policy", REMAT_POLICIES),
+    "mesh.fsdp": whole(1),
+    "mesh.tensor": whole(1),
+    "accumulation": whole(1),
+    "profile_steps": updates,
 }
 
 # By program (the key `program`), by key, nested ones with a dot.
 KEYS: dict[str, dict[str, Rule]] = {
     "pretrain": {
         **_SHARED,
+        "objective": one_of("objective", [o.name for o in OBJECTIVES.values() if o.from_corpus]),
         "size": one_of("size", SIZES),
         "fused_attention": truth,
-        "remat": one_of("remat policy", REMAT_POLICIES),
         "scan_layers": truth,
         "corpus_dir": text,
         "seed": whole(0),
@@ -142,16 +148,12 @@ KEYS: dict[str, dict[str, Rule]] = {
         "masking_rate": number(above=0, below=1),
         "data_workers": whole(0),
         "unigram_bias": truth,
-        "mesh.fsdp": whole(1),
-        "mesh.tensor": whole(1),
         "num_updates": whole(1),
-        "accumulation": whole(1),
         "warmup_updates": whole(0),
         "adam_epsilon": number(above=0),
         "evaluate_every": whole(1),
         "evaluation_sequences": whole(0),
         "keep_every": whole(0),
-        "profile_steps": updates,
     },
     "finetune": {
         **_SHARED,

@@ -48,10 +48,11 @@ def fill_mask(source: Source, text: str, top: int = 5) -> list[list[tuple[str, f
     Raises: ValueError if the text has no [MASK], is too long, `top` is out of its range, or the
       model has no MLM head or gives logits that are not finite.
     """
-    if source.classes:
+    if "mlm_bias" not in source.objective.abstract_params(source.config()):
+        what = "finetuned classifier" if source.objective.outputs else source.objective.name
         raise ValueError(
-            f"{source.workdir} holds a finetuned classifier, which has no masked-word head: give "
-            "the workdir of a pretraining run"
+            f"{source.workdir} holds a {what}, which has no masked-word head: give the workdir of "
+            "a pretraining run"
         )
     if "mlm_bias" in source.missing:
         raise ValueError(

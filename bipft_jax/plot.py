@@ -19,18 +19,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bipft_jax.paths import require_local, require_writable
+from bipft_jax.training.objectives.objective import Panel
+from bipft_jax.training.objectives.table import OBJECTIVES
 from bipft_jax.training.telemetry import METRICS_NAME, read_metrics
 
 Records = list[dict[str, Any]]
 
-# Panels that have a name of their own: a title, then what is drawn thin (means over training
-# batches), what is drawn with dots (evaluations), and what is dashed (baselines).
+# Panels with a title of their own: of every run, and of each objective.
 _PANELS = (
-    ("loss", "loss", "validation/loss", None),
-    ("MLM accuracy", "mlm_accuracy", "validation/mlm_accuracy", "validation/unigram_accuracy"),
-    ("NSP accuracy", "nsp_accuracy", "validation/nsp_accuracy", None),
-    ("binary weights that flipped", "flip_ratio", None, None),
-    ("keys attended to by a token", None, "validation/attended_keys", None),
+    Panel("loss", "loss", "validation/loss", None),
+    *(panel for objective in OBJECTIVES.values() for panel in objective.panels),
+    Panel("binary weights that flipped", "flip_ratio", None, None),
+    Panel("keys attended to by a token", None, "validation/attended_keys", None),
 )
 _DEV, _SCALES = "dev/", "scales/"
 _COLUMNS = 4

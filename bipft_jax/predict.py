@@ -14,52 +14,23 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-import tqdm
 
 from bipft_jax.data import glue, glue_batches
-from bipft_jax.data.glue_labels import are_numbers, outputs_of_classes
-from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.paths import require_local, require_writable
 from bipft_jax.results import RESULT_NAME, read_result
 from bipft_jax.training import sharding
-from bipft_jax.training import step as steps
-from bipft_jax.training.state import Params
+from bipft_jax.training.classifiers import class_outputs, require_number_of_outputs
+from bipft_jax.training.evaluation import outputs
+from bipft_jax.training.step import prediction_step
 from bipft_jax.training.warm_start import Source, load_source
 
 _BATCH_SIZE = 32
 _MAX_LENGTH = 128  # of a model that was imported, whose run says nothing
-
-
-def outputs(
-    predict: Callable[..., jax.Array],
-    params: Params,
-    split: glue_batches.EncodedSplit,
-    batch_size: int,
-    mesh: jax.sharding.Mesh,
-    progress: bool = False,
-) -> np.ndarray:
-    """Logits of all examples, in order: float32 [N, outputs].
-
-    Arguments:
-      predict: a jitted `prediction_step`.
-      batch_size: a multiple of the mesh's devices.
-      progress: show a bar.
-    """
-    numbers, logits = [], []
-    batches = glue_batches.evaluation_batches(split, batch_size)
-    total = -(-len(split) // batch_size)
-    for examples, batch in tqdm.tqdm(batches, total=total, unit="batch", disable=not progress):
-        numbers.append(examples)
-        logits.append(predict(params, sharding.put_batch(mesh, batch)))
-    found = np.concatenate(jax.device_get(logits))[: len(split)]
-    in_order = np.empty_like(found)
-    in_order[np.concatenate(numbers)] = found
-    return in_order
 
 
 def best_seed(workdir: str | Path) -> Path:
@@ -97,55 +68,8 @@ def task_of(source: Source, name: str | None) -> glue.GlueTask:
     if None not in (name, trained) and name != trained:
         raise ValueError(f"{source.workdir} was finetuned on {trained}, not on {name}")
     task = glue.glue_task(name or trained)
-    _require_number_of_outputs(source, task)
+    require_number_of_outputs(source, task)
     return task
-
-
-def require_outputs(source: Source, task: glue.GlueTask) -> None:
-    """Raises ValueError if a model's logits are not those of the task: it has another number of
-    outputs, or the task's classes in another order."""
-    _require_number_of_outputs(source, task)
-    names = source.run.get("labels") or []
-    order = outputs_of_classes(task, names)
-    if order and order != sorted(order):
-        raise ValueError(
-            f"{source.workdir} has the labels in the order {', '.join(names)}, task {task.name} "
-            f"in the order {', '.join(task.label_names)}: its logits would mean other classes"
-        )
-
-
-def _require_number_of_outputs(source: Source, task: glue.GlueTask) -> None:
-    if source.classes != task.num_outputs:
-        has = f"{source.classes} outputs" if source.classes else "pretraining heads"
-        raise ValueError(
-            f"{source.workdir} has {has}, task {task.name} needs {task.num_outputs} outputs: "
-            "give a model that was finetuned on this task"
-        )
-
-
-def class_outputs(source: Source, task: glue.GlueTask) -> list[int]:
-    """Which output of the model is that of each class of the task, in the task's order. Warns where
-    that is not known: for an imported model whose outputs have no names but numbers.
-
-    Raises: ValueError if the model names its outputs, and not as the task's classes.
-    """
-    if task.is_regression or source.run.get("task"):  # trained here, in the task's order
-        return list(range(task.num_outputs))
-    names = source.run.get("labels") or [str(number) for number in range(source.classes)]
-    order = outputs_of_classes(task, names)
-    if order is None:
-        raise ValueError(
-            f"{source.workdir} answers with {', '.join(names)}, task {task.name} has "
-            f"{' or '.join(', '.join(row) for row in task.spellings)}: give the task that it was "
-            "trained on, or import it again with these names as id2label of its config.json"
-        )
-    if are_numbers(task, names):
-        logging.warning(
-            "the outputs of %s have only numbers: they are taken for %s",
-            source.workdir,
-            ", ".join(f"{order[i]} = {row[-1]}" for i, row in enumerate(zip(*task.spellings))),
-        )
-    return order
 
 
 def answers(source: Source, task: glue.GlueTask, examples: glue.Unlabelled) -> np.ndarray:
@@ -173,9 +97,9 @@ def answers(source: Source, task: glue.GlueTask, examples: glue.Unlabelled) -> n
         )
     order = class_outputs(source, task)
     mesh = sharding.make_mesh()
-    model = BertForSequenceClassification(config, source.classes)
+    model = source.objective.model(config)
     logits = outputs(
-        jax.jit(steps.prediction_step(model), out_shardings=sharding.replicated(mesh)),
+        jax.jit(prediction_step(source.objective, model), out_shardings=sharding.replicated(mesh)),
         sharding.put(mesh, source.params),
         encoded,
         mesh.size * max(_BATCH_SIZE // mesh.size, 1),

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 import numpy as np
 
 from bipft_jax.data.glue import GlueTask
 from bipft_jax.json_text import parse_json
+
+if TYPE_CHECKING:
+    from bipft_jax.training.checkpoints import Checkpointer
+    from bipft_jax.training.objectives.objective import FromCorpus
 
 RESULT_NAME = "result.json"
 
@@ -63,21 +67,32 @@ def read_result(path: str | Path) -> dict[str, Any]:
         ) from error
 
 
+def of_seed(seed: int, updates: int, checkpointer: Checkpointer) -> dict[str, Any]:
+    """What one seed has reached: `best_update`, and the scores of the checkpoints `best` and
+    `last`."""
+    best = checkpointer.best_step()
+    return {
+        "seed": seed,
+        "updates": updates,
+        "best_update": best,
+        "best": checkpointer.metrics(best),
+        "last": checkpointer.metrics(updates),
+    }
+
+
 def of_pretraining(
-    config: ml_collections.ConfigDict, metric: str, result: dict[str, Any]
+    config: ml_collections.ConfigDict, objective: FromCorpus, seed: dict[str, Any]
 ) -> dict[str, Any]:
     """The result of a pretraining run, in the form of a finetuning run with one seed.
 
-    Arguments:
-      metric: the held-out loss that the best checkpoint was chosen by.
-      result: best_update, and the held-out metrics `best` and `last`.
+    seed: of `of_seed`.
     """
     return {
         "recipe": config.recipe,
         "size": config.size,
-        "selection_metric": metric,
-        "higher_is_better": False,
-        "seeds": [{"seed": config.seed, "updates": config.num_updates, **result}],
+        "selection_metric": objective.best_metric,
+        "higher_is_better": objective.higher_is_better,
+        "seeds": [seed],
         "config": config.to_dict(),
     }
 

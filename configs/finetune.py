@@ -51,6 +51,9 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     # machine is fast at (`bipft_jax/quantization/arithmetic.py`).
     config.compute = "auto"
     config.backward = "auto"
+    # "lean", "dots" and "full" keep less and less for the backward pass, and compute it again
+    # (`bipft_jax/models/remat.py`).
+    config.remat = "none"
 
     # Data
     config.task = task or "sst2"
@@ -63,10 +66,18 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.length_buckets = 4
     config.seeds = (0,)  # each of them finetunes once: classifier, data order and dropout
 
+    # Devices: `data` splits the batch and gets those that the two others leave
+    config.mesh = ml_collections.ConfigDict()
+    config.mesh.fsdp = 1  # splits the batch and the weights: fits larger models
+    config.mesh.tensor = 1  # splits heads, feed-forward and vocabulary: for few sequences a device
+
     # Optimisation
     config.epochs = 0  # passes over the training split; 0: as the task table says
     config.max_updates = 0  # stop after so many updates; 0: after the epochs
     config.batch_size = 32  # sequences per update, over all devices
+    # Micro-batches of an update: less memory, the same update but for dropout and, with activations
+    # of 2 or 4 bits, for their minimum, which is each micro-batch's own
+    config.accumulation = 1
     config.optimizer = "adamw"  # or "bert_adam": BiT's and BiBERT's, clips every tensor to norm 1
     config.learning_rate = 2e-5
     config.scale_learning_rate = 0.0  # of learned scales, with bert_adam; 0: learning_rate
@@ -80,6 +91,7 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     # Output
     config.log_every = 50  # updates
     config.evaluate_every = 0  # updates between evaluations (and checkpoints); 0: every epoch
+    config.profile_steps = ""  # "10:15" writes SEED/profile, a trace of updates 11 to 15
     return config
 
 

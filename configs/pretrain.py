@@ -21,6 +21,9 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.program = "pretrain"
 
+    # What is learned: a row of bipft_jax/training/objectives that is learned from a corpus
+    config.objective = "mlm_nsp"
+
     # Model
     config.recipe = recipe
     config.size = size or "mini"

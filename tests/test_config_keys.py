@@ -104,11 +104,11 @@ def test_a_config_must_be_the_programs_own():
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["train.py", "--config.mesh.fsdp=2"], "unknown config key 'mesh'"),
+        (["train.py", "--config.corpus.seed=2"], "unknown config key 'corpus'"),
         (["train.py", "--config.learning_rate.x=2"], "unknown config key 'learning_rate.x'"),
         (["train.py", "--config.seeds[0]=2"], "unknown config key 'seeds[0]'"),
         (["train.py", "--config.program=tune"], "unknown program 'tune'"),
-        (["sweep.py", "--list", "--values=mesh.fsdp=1,2"], "unknown config key 'mesh'"),
+        (["sweep.py", "--list", "--values=corpus.seed=1,2"], "unknown config key 'corpus'"),
         (["sweep.py", "--values=learning_rate=1e-3,nan"], "learning_rate is nan"),
         (["sweep.py", "--values=seeds=(0,),(0.5,)"], "an entry of seeds is 0.5"),
     ],

@@ -13,10 +13,8 @@ from bipft_jax import fill_mask, pretrain
 from bipft_jax.data.corpus import load_corpus
 from bipft_jax.data.pretraining import PretrainingExamples
 from bipft_jax.data.tokenizers import train_sentencepiece
-from bipft_jax.training import sharding
+from bipft_jax.training import evaluation, sharding
 from bipft_jax.training.checkpoints import restore_params
-from bipft_jax.training.state import log_frequencies
-from bipft_jax.training.step import evaluation_step
 from bipft_jax.training.telemetry import read_metrics
 from configs import pretrain as pretrain_config
 from tests.launching import CONFIG, PRETRAIN, WORDS, command, environment, run
@@ -25,30 +23,35 @@ from tests.launching import CONFIG, PRETRAIN, WORDS, command, environment, run
 def test_the_untrained_bias_scores_like_the_unigram_baseline(home, monkeypatch):
     """With the bias at log frequencies and nothing else (hidden states times zero embeddings). Over
     six batches with different numbers of masked tokens, all of which count alike."""
-    monkeypatch.setattr(pretrain, "EVALUATION_ROWS", 1)
+    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 1)
     run = pretrain.make_run(pretraining(home, "fp,tiny", evaluation_sequences=48))
-    params = pretrain.first_state(run, None).params
+    params = pretrain.begin(run, None).params
     words = params["bert"]["words"]
     words["embedding"] = jax.numpy.zeros_like(words["embedding"])
-    held_out, counts = pretrain.HeldOut.of(run), run.corpus.unigram_counts
-    step = jax.jit(evaluation_step(run.model, log_frequencies(counts)))
-    found = pretrain.evaluate(step, params, held_out)
+    found, counts = pretrain.evaluation_of(run)(params, 0), run.corpus.unigram_counts
     assert found["mlm_perplexity"] == pytest.approx(found["unigram_perplexity"], rel=1e-4)
     assert found["mlm_accuracy"] == pytest.approx(found["unigram_accuracy"])
-    ids = np.concatenate([b["mlm_ids"][b["mlm_weights"] > 0] for b, _ in held_out.batches])
+    held_out = PretrainingExamples.from_corpus(run.corpus, "validation", seed=0).batch(0, 48)
+    ids = held_out["mlm_ids"][held_out["mlm_weights"] > 0]
     of_ids = ((counts + 1) / (counts + 1).sum())[ids]
     assert found["unigram_perplexity"] == pytest.approx(np.exp(-np.mean(np.log(of_ids))))
     assert found["unigram_accuracy"] == pytest.approx(np.mean(ids == np.argmax(counts)))
 
 
 def test_held_out_text_is_the_same_whatever_the_mesh_and_the_training(home, monkeypatch):
-    monkeypatch.setattr(pretrain, "EVALUATION_ROWS", 3)
+    monkeypatch.setattr(evaluation, "EVALUATION_ROWS", 3)
+    held_out = []
+    monkeypatch.setattr(pretrain, "held_out_metrics", lambda *given: held_out.append(given[-1]))
 
     def batches(devices, sequences):
         run = pretrain.make_run(pretraining(home, masking_rate=0.4, evaluation_sequences=sequences))
         assert run.examples.max_predictions == 10  # of 24 tokens
         mesh = sharding.make_mesh(devices=jax.devices()[:devices])
-        return list(pretrain.HeldOut.of(dataclasses.replace(run, mesh=mesh)))
+        learner = dataclasses.replace(run.learner, mesh=mesh)
+        run = dataclasses.replace(run, learner=learner)
+        with pytest.raises(TypeError):  # there are no metrics
+            pretrain.evaluation_of(run)(None, 0)
+        return list(held_out.pop())
 
     corpus = load_corpus(home / "corpus")
     expected = PretrainingExamples.from_corpus(corpus, "validation", seed=0).batch(0, 16)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from bipft_jax import finetune, results
+from bipft_jax import finetune, results, stages
 from bipft_jax.data import glue_batches
 from bipft_jax.data.glue import glue_task
 from bipft_jax.data.tokenizers import WordPieceTokenizer
@@ -29,8 +29,9 @@ from bipft_jax.training.task_distillation import (
     bit_distillation_of_scores,
 )
 from bipft_jax.training.telemetry import read_metrics
-from bipft_jax.training.warm_start import abstract_params, checkpoint_description, load_source
+from bipft_jax.training.warm_start import checkpoint_description, load_source
 from configs import finetune as finetune_config
+from tests.objectives import abstract_params, objective
 
 WORDS = "the a cat dog bird tree house sees likes finds old new red big small runs sings".split()
 
@@ -40,7 +41,7 @@ def two_devices():
     """As many as a split batch needs: saving what lies on eight takes long."""
     with pytest.MonkeyPatch.context() as patch:
         mesh = sharding.make_mesh(devices=jax.devices()[:2])
-        patch.setattr(sharding, "make_mesh", lambda: mesh)
+        patch.setattr(sharding, "make_mesh", lambda *_: mesh)
         yield
 
 
@@ -69,7 +70,9 @@ def home(tmp_path_factory):
             checkpointer.save(
                 1,
                 TrainState(jnp.int32(1), params, (), jnp.int32(0)),
-                config=checkpoint_description(config, classes, {"task": "sst2"} if classes else {}),
+                config=checkpoint_description(
+                    config, objective(classes), {"task": "sst2"} if classes else {}
+                ),
                 tokenizer=tokenizer.to_dict(),
                 metrics={"accuracy": 0.5},
             )
@@ -119,7 +122,7 @@ SCORES_1, SCORES_2 = [0.1, 0.9, 0.5], [0.8, 0.2, 0.1]  # best: the second update
 def scripted(patch, scores):
     """Evaluations give these scores, and there are as many."""
     left = [{"accuracy": score} for score in scores]
-    patch.setattr(finetune, "evaluate", lambda *_: left.pop(0))
+    patch.setattr(finetune, "task_scores", lambda *_: left.pop(0))
     return left
 
 
@@ -165,11 +168,11 @@ def test_a_classifier_is_taken_over_from_its_own_task_only(home, monkeypatch, ru
     shapes = abstract_params(source.config(), classes)["classifier"]
     classifier = jax.tree.map(lambda leaf: np.full(leaf.shape, 7, leaf.dtype), shapes)
     source = source._replace(
-        run=run, classes=classes, params={**source.params, "classifier": classifier}
+        run=run, objective=objective(classes), params={**source.params, "classifier": classifier}
     )
     monkeypatch.setattr(finetune, "load_input", lambda directory, key, begun: source)
     made = finetune.make_run(finetuning(home, "bit_w1a1,sst2"), {})
-    params = finetune.first_state(made, made.stage, made.source, 0).params
+    params = finetune.begin(made, made.stage, made.source, 0).params
     assert params["classifier"]["kernel"].shape == (16, 2)
     assert bool((params["classifier"]["kernel"] == 7).all()) == kept
     pooler = source.params["bert"]["pooler"]["kernel"]
@@ -270,6 +273,11 @@ def test_a_run_killed_in_its_second_stage_goes_on_there(staged, tmp_path, monkey
             dict(optimizer="bert_adam", clip_norm=1.0),
             "leave clip_norm at 0",
         ),
+        (
+            "bibert,sst2",
+            dict(distillation="direction_matching", accumulation=2),
+            "norms over the whole batch.*leave accumulation at 1",
+        ),
         ("bit_w1a1,sst2", dict(scale_learning_rate=1e-4), "leave scale_learning_rate at 0"),
         ("fp,sst2", dict(full_precision_weights=True, init_from="none"), "recipe 'fp' are full"),
         (
@@ -316,7 +324,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with_or_not_at_all(
 
     stop_before_second_seed()
     source = load_source(tmp_path / "pretrained")
-    begun = {"config": checkpoint_description(source.config(), 0, {})}
+    begun = {"config": checkpoint_description(source.config(), source.objective, {})}
     begun |= {"tokenizer": source.tokenizer.to_dict(), "metrics": {"accuracy": 0.9}}
     how = dict(keep_every=1, best_metric="accuracy", best_mode="max")
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf) + 1, source.params)
@@ -362,19 +370,19 @@ def test_a_teacher_must_be_comparable(home, changes, message):
     teacher = student._replace(architecture=architecture, run=run, params=params)
     config = distilling(home, "bibert,sst2", distillation="direction_matching")
     if message is None:
-        made = finetune.make_teacher(config, glue_task("sst2"), student, teacher)
+        made = stages.make_teacher(config, glue_task("sst2"), student, teacher)
         assert made.model.config.layers == 2
         return
     with pytest.raises(ValueError, match=message):
-        finetune.make_teacher(config, glue_task("sst2"), student, teacher)
+        stages.make_teacher(config, glue_task("sst2"), student, teacher)
 
 
 def test_scores_are_learned_from_the_teacher_only_where_that_is_asked_for():
     config = finetune_config.get_config("bit_w1a1,stsb")
     config.update({"teacher": "runs/fp", "distillation": "bit"})
-    assert finetune.distillation_of(config) is DISTILLATIONS["bit"]
+    assert stages.distillation_of(config) is DISTILLATIONS["bit"]
     config.score_mse = True
-    assert finetune.distillation_of(config) is bit_distillation_of_scores
+    assert stages.distillation_of(config) is bit_distillation_of_scores
 
 
 def test_an_evaluation_counts_until_its_epoch_ends():
@@ -389,9 +397,10 @@ def test_dropout_may_end_at_an_epochs_first_evaluation(home, tmp_path, monkeypat
     """Four updates are an epoch, every second is evaluated: after 2, and at the epoch's end."""
 
     def step(state, teacher_params, seed, batch, dropout):
-        return state.replace(step=state.step + 1), {"loss": jnp.float32(dropout), "skipped": 0.0}
+        metrics = {"loss": jnp.float32(dropout), "skipped": jnp.float32(0)}
+        return state.replace(step=state.step + 1), metrics
 
-    monkeypatch.setattr(steps, "finetuning_step", lambda *_: step)
+    monkeypatch.setattr(steps, "update", lambda *_, **options: step)
     keys = dict(max_updates=6, evaluate_every=2)
     for until_evaluation, expected in ((True, [1, 1, 0, 0, 1, 1]), (False, 6 * [1])):
         scripted(monkeypatch, [0.0, 0.0, 0.0])
@@ -409,9 +418,9 @@ def test_a_student_without_dropout_draws_no_random_numbers(home, teacher_dropout
     if teacher_dropout is not None:
         teacher = TaskTeacher(model, bit_distillation, teacher_dropout)
     optimizer = optax.sgd(0.1)
-    step = steps.finetuning_step(model, optimizer, teacher)
+    step = steps.update(source.objective, model, optimizer, teacher=teacher)
     ids = jnp.full((2, 8), 5)
-    batch = {name: ids for name in steps.SEQUENCE_INPUTS}
+    batch = {name: ids for name in source.objective.inputs}
     batch |= {"labels": jnp.asarray([0, 1]), "weights": jnp.ones(2)}
     state = new_state(source.params, optimizer)
 
@@ -426,7 +435,7 @@ def test_bert_adam_has_a_learning_rate_for_scales():
     config = finetune_config.get_config("bit_w1a1,sst2")
     keys = dict(optimizer="bert_adam", learning_rate=0.1, scale_learning_rate=0.001)
     config.update(keys)
-    schedule, optimizer = finetune.make_optimizer(config, 20)
+    schedule, optimizer = stages.make_optimizer(config, 20)
     params = {"kernel": jnp.ones(()), "input_scale": jnp.ones(())}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     assert schedule(0) == pytest.approx(0.1)

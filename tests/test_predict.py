@@ -15,7 +15,10 @@ from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
 from bipft_jax.training import sharding
 from bipft_jax.training import step as steps
-from bipft_jax.training.warm_start import Source, abstract_params
+from bipft_jax.training.classifiers import require_outputs
+from bipft_jax.training.evaluation import outputs
+from bipft_jax.training.warm_start import Source
+from tests.objectives import abstract_params, objective
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 
@@ -30,7 +33,7 @@ def source(classes, task=None, recipe="fp", **run) -> Source:
     )
     run = run if task is None else {"task": task, **run}
     tokenizer = WordPieceTokenizer(PIECES)
-    return Source("runs/x", 7, params, architecture(config), classes, tokenizer, run=run)
+    return Source("runs/x", 7, params, architecture(config), objective(classes), tokenizer, run=run)
 
 
 def run(monkeypatch, tmp_path, model, text, *options) -> list[list[str]]:
@@ -49,7 +52,7 @@ def logits_of(model, first, second=None):
     if second is not None:
         ids += [*tokenizer.encode(second), tokenizer.sep_id]
         types += [1] * (len(ids) - len(types))
-    module = BertForSequenceClassification(model.config(), model.classes)
+    module = model.objective.model(model.config())
     rows = [np.asarray([row]) for row in (ids, types, [1] * len(ids))]
     return np.asarray(module.apply({"params": model.params}, *rows).logits[0])
 
@@ -178,7 +181,7 @@ def test_an_imported_model_answers_in_its_own_order_and_the_tasks_words(
     )
     assert rows[1] == ["7", answer]
     with pytest.raises(ValueError, match="its logits would mean other classes"):  # as a teacher
-        predict.require_outputs(model, glue.glue_task(task))
+        require_outputs(model, glue.glue_task(task))
 
 
 def test_outputs_without_names_are_taken_in_the_tasks_order_and_that_is_said(
@@ -262,12 +265,12 @@ def test_padding_changes_no_answer(recipe):
     texts = [" ".join("abcdefgh"[i] for i in range(n)) for n in (7, 1, 3, 8, 2)]
     split = glue.GlueSplit(glue.glue_task("sst2"), "dev", texts, None, np.zeros(5, np.int32))
     encoded = glue_batches.encode(split, model.tokenizer, 16)
-    step = jax.jit(steps.prediction_step(module))
+    step = jax.jit(steps.prediction_step(model.objective, module))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
 
     def logits(*lengths):
         padded = dataclasses.replace(encoded, padded_lengths=lengths)
-        return predict.outputs(step, model.params, padded, 2, mesh)
+        return outputs(step, model.params, padded, 2, mesh)
 
     assert np.ptp(logits(16), axis=0).max() > 0.1
     np.testing.assert_allclose(logits(4, 8, 16), logits(16), atol=1e-5)

@@ -29,6 +29,7 @@ from bipft_jax.benchmarks.workload import Workload, add_workload_arguments, work
 from bipft_jax.paths import require_local
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 from bipft_jax.training.flops import update_flops
+from bipft_jax.training.objectives.mlm_nsp import head_products
 
 Row = dict[str, Any]
 
@@ -97,7 +98,8 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
     compiled, module = compiled_for_tpu(lowered)
     charges = hlo_cost.charges(module, chip)
     cycles = sum(charge.cycles for charge in charges)
-    flops = update_flops(config, workload.batch, workload.length, workload.predictions)
+    heads = head_products(config, workload.predictions)
+    flops = update_flops(config, workload.batch, workload.length, heads)
     memory = compiled.memory_analysis()
     return {
         "recipe": recipe,

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from bipft_jax.data.pretraining import max_predictions
-from bipft_jax.models.bert import BertForPreTraining
 from bipft_jax.models.recipes import RECIPES, SIZES, BertConfig, bert_config, recipe_named
 from bipft_jax.models.remat import REMAT_POLICIES
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES, check_modes
+from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import (
     TrainState,
@@ -23,8 +23,7 @@ from bipft_jax.training.state import (
     initial_params,
     new_state,
 )
-from bipft_jax.training.step import INPUTS, pretraining_step
-from bipft_jax.training.warm_start import abstract_params
+from bipft_jax.training.step import update
 
 BERT_VOCABULARY = 30522
 
@@ -87,16 +86,20 @@ class Workload:
 
     def update(self, config: BertConfig) -> Callable[..., Any]:
         """The function (state, teacher's parameters (None), batch) -> (state, metrics)."""
-        return pretraining_step(BertForPreTraining(config), _optimizer(), seed=0)
+        step = update(MLM_NSP, MLM_NSP.model(config), _optimizer())
+
+        def with_dropout(state, teacher_params, batch):
+            return step(state, teacher_params, 0, batch, True)
+
+        return with_dropout
 
     def abstract_state(self, config: BertConfig) -> TrainState:
         """Shapes and dtypes of the state."""
-        return abstract_state(abstract_params(config, 0), _optimizer())
+        return abstract_state(MLM_NSP.abstract_params(config), _optimizer())
 
     def state(self, config: BertConfig) -> TrainState:
         """A calibrated state with random weights."""
-        model = BertForPreTraining(config)
-        inputs = [self.arrays()[name] for name in INPUTS]
+        model, inputs = MLM_NSP.model(config), MLM_NSP.of(self.arrays())
         params = initial_params(model, jax.random.key(0), *inputs)
         return new_state(calibrate(model, params, *inputs), _optimizer())
 

@@ -67,7 +67,7 @@ def import_directory(
             source.step,
             state,
             config=checkpoint_description(
-                source.config(), source.classes, source.run, source.missing
+                source.config(), source.objective, source.run, source.missing
             ),
             tokenizer=source.tokenizer.to_dict(),
         )
@@ -88,8 +88,8 @@ def summary(source: Source) -> str:
         f"  parameters  {sum(leaf.size for leaf in flat.values()):,}",
         f"  heads       {', '.join(heads(source)) or 'none'}",
     ]
-    if source.classes:
-        lines[-1] += f" with {source.classes} outputs"
+    if source.objective.outputs:
+        lines[-1] += f" with {source.objective.outputs} outputs"
         if source.run.get("labels"):
             lines[-1] += f": {', '.join(source.run['labels'])}"
     if source.missing:

@@ -55,8 +55,10 @@ from bipft_jax.interop.torch_weights import (
 )
 from bipft_jax.interop.weight_files import SAFETENSORS_NAME, read_weights
 from bipft_jax.models.recipes import RECIPES, BertConfig, architecture
+from bipft_jax.training.objectives.classification import classification
+from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.training.parameters import check_parameters, named_leaves
-from bipft_jax.training.warm_start import Source, abstract_params
+from bipft_jax.training.warm_start import Source
 from bipft_jax.training.workdir import absolute
 
 CARD_NAME = "README.md"
@@ -137,21 +139,22 @@ def read_directory(
     state = without_surplus_rows(state, tokenizer.vocab_size)
     config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
     classes = read_classes(described, state, config_path)
+    objective = classification(classes) if classes else MLM_NSP
     absent = _absent(state, classes)
     params, _ = from_state_dict(
         state,
         config,
-        classes,
+        objective,
         optional=lambda name: name.startswith(absent),
         source=str(path),
     )
-    of_model = {slot.path for slot in slots(config, classes).values()}
+    of_model = {slot.path for slot in slots(config, objective).values()}
     source = Source(
         workdir=str(directory),
         step=0,
         params=params if OWN_TYPE in described else with_uninitialised_scales(params),
         architecture=architecture(config),
-        classes=classes,
+        objective=objective,
         tokenizer=tokenizer,
         missing=tuple(sorted(of_model - set(named_leaves(params)))),
         run={
@@ -162,7 +165,7 @@ def read_directory(
             **({"surplus_rows": surplus, "added_tokens": added} if surplus else {}),
         },
     )
-    return source, known_unused(state, config, classes)
+    return source, known_unused(state, config, objective)
 
 
 def write_directory(source: Source, directory: str | os.PathLike[str]) -> None:
@@ -179,11 +182,11 @@ def write_directory(source: Source, directory: str | os.PathLike[str]) -> None:
     config = source.config()
     check_parameters(
         source.params,
-        abstract_params(config, source.classes),
+        source.objective.abstract_params(config),
         allowed_missing=source.missing.__contains__,
         source=f"{source.workdir} (step {source.step})",
     )
-    state = to_state_dict(source.params, config, source.classes, source.missing)
+    state = to_state_dict(source.params, config, source.objective, source.missing)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(source.tokenizer, config, directory)
@@ -199,7 +202,7 @@ def transformers_class(source: Source) -> str | None:
     ordinary BERT."""
     if source.config().recipe != RECIPES["fp"]:
         return None
-    if source.classes:
+    if source.objective.outputs:
         return "BertForSequenceClassification"
     match heads(source):
         case ["MLM", "NSP"]:
@@ -323,9 +326,9 @@ def _described(source: Source) -> dict[str, Any]:
             "hidden_act": config.recipe.ffn_activation,
             "position_embedding_type": "absolute",
         }
-    if source.classes:
+    if source.objective.outputs:
         labels = _labels(source)
-        regression = source.classes == 1
+        regression = source.objective.outputs == 1
         described |= {
             "problem_type": "regression" if regression else "single_label_classification",
             "id2label": {str(number): label for number, label in enumerate(labels)},
@@ -339,7 +342,7 @@ def _labels(source: Source) -> list[str]:
     task = TASKS.get(source.run.get("task"))
     if task is not None and task.label_names is not None:
         return list(task.label_names)
-    return source.run.get("labels") or nameless_labels(source.classes)
+    return source.run.get("labels") or nameless_labels(source.objective.outputs)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

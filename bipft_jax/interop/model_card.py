@@ -31,7 +31,7 @@ _DATA_KEYS = {
 
 def heads(source: Source) -> list[str]:
     """Those that a model has, of "MLM", "NSP" and "classifier"."""
-    if source.classes:
+    if source.objective.outputs:
         return ["classifier"]
     parts = {"MLM": "mlm_bias", "NSP": "nsp/kernel"}
     return [head for head, path in parts.items() if path not in source.missing]
@@ -56,7 +56,7 @@ def model_card(source: Source, transformers_class: str | None) -> str:
 
 def _front_matter(source: Source) -> Iterator[str]:
     found = heads(source)
-    pipeline = "text-classification" if source.classes else "feature-extraction"
+    pipeline = "text-classification" if source.objective.outputs else "feature-extraction"
     yield "---"
     yield "library_name: bipft_jax"
     yield f"pipeline_tag: {'fill-mask' if 'MLM' in found else pipeline}"

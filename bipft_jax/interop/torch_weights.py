@@ -18,9 +18,9 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from bipft_jax.models.recipes import BertConfig
+from bipft_jax.training.objectives.objective import Objective
 from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import Params, is_scale
-from bipft_jax.training.warm_start import abstract_params
 
 _STACK = "bert/encoder/layers/"
 _LAYER = "bert.encoder.layer.{}."
@@ -111,17 +111,14 @@ class Slot(NamedTuple):
     transposed: bool
 
 
-def slots(config: BertConfig, classes: int) -> dict[str, Slot]:
-    """The arrays of a model's state dict by their PyTorch names.
-
-    classes: of the classifier, 0 for the pretraining heads.
-    """
-    return dict(_slots(_shapes(config, classes), config.layers))
+def slots(config: BertConfig, objective: Objective) -> dict[str, Slot]:
+    """The arrays of a model's state dict by their PyTorch names."""
+    return dict(_slots(_shapes(config, objective), config.layers))
 
 
 @functools.cache  # tracing a model takes a good part of a second
-def _shapes(config: BertConfig, classes: int) -> Mapping[str, tuple[int, ...]]:
-    leaves = named_leaves(abstract_params(config, classes))
+def _shapes(config: BertConfig, objective: Objective) -> Mapping[str, tuple[int, ...]]:
+    leaves = named_leaves(objective.abstract_params(config))
     return MappingProxyType({path: leaf.shape for path, leaf in leaves.items()})
 
 
@@ -170,10 +167,12 @@ def without_surplus_rows(state: Mapping[str, np.ndarray], pieces: int) -> dict[s
     }
 
 
-def known_unused(state: Mapping[str, np.ndarray], config: BertConfig, classes: int) -> list[str]:
+def known_unused(
+    state: Mapping[str, np.ndarray], config: BertConfig, objective: Objective
+) -> list[str]:
     """The usual names of arrays that this model does not use and that need not be used: what the
     references keep without a purpose, position numbers, the tied decoder."""
-    wanted = slots(config, classes)
+    wanted = slots(config, objective)
     return [name for name in state if name not in wanted and _UNUSED.search(name)]
 
 
@@ -195,7 +194,7 @@ def low_ranks(state: Mapping[str, np.ndarray]) -> tuple[int, int]:
 def from_state_dict(
     state: Mapping[str, np.ndarray],
     config: BertConfig,
-    classes: int,
+    objective: Objective,
     *,
     optional: Callable[[str], bool] = lambda name: False,
     source: str = "the state dict",
@@ -216,8 +215,8 @@ def from_state_dict(
       may be NaN: not yet initialised), at most ten of them.
     """
     state = {name: np.asarray(array) for name, array in usual_names(state).items()}
-    wanted = slots(config, classes)
-    shapes = _shapes(config, classes)
+    wanted = slots(config, objective)
+    shapes = _shapes(config, objective)
     problems, parts = [], {path: {} for path in shapes}
     for name, slot in wanted.items():
         if name not in state:
@@ -274,7 +273,7 @@ def with_uninitialised_scales(params: Params) -> Params:
 
 
 def to_state_dict(
-    params: Params, config: BertConfig, classes: int, missing: Collection[str] = ()
+    params: Params, config: BertConfig, objective: Objective, missing: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
     """The parameters under their PyTorch names, the tied decoder as Hugging Face saves it left out.
 
@@ -286,7 +285,7 @@ def to_state_dict(
     """
     flat = named_leaves(params)
     state = {}
-    for name, slot in slots(config, classes).items():
+    for name, slot in slots(config, objective).items():
         if slot.path in missing:
             continue
         array = np.asarray(flat[slot.path], np.float32)

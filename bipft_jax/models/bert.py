@@ -25,6 +25,9 @@ from bipft_jax.models.normalization import row_for
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.models.remat import saved
 
+# Of a batch: what every model takes, in this order.
+SEQUENCE_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
+
 # Collections that a layer writes for whoever makes them mutable.
 _REPORTED = ("calibration", "intermediates", STATISTICS, ATTENTION_MAPS)
 

@@ -4,17 +4,17 @@ the reference does not have, from the teacher's distribution of the masked token
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bipft_jax.models.bert import Bert, BertForPreTraining, PretrainingOutput
+from bipft_jax.models.bert import SEQUENCE_INPUTS, Bert, BertForPreTraining, PretrainingOutput
 from bipft_jax.models.layers import added_to_rows, logits_dtype
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.training.losses import Batch, Counts
-from bipft_jax.training.warm_start import abstract_params
 
 _MLM_HEAD = ("mlm_dense", "mlm_norm", "mlm_bias")
 
@@ -42,9 +42,11 @@ class Teacher:
     has_nsp: bool
     mlm_weight: float = 0.0
 
+    looks_at = ()
+
     def __call__(self, params: Any, batch: Batch, key: jax.Array) -> Targets:
         """Its targets for a batch, constants for the gradient."""
-        inputs = [batch[name] for name in ("input_ids", "token_type_ids", "attention_mask")]
+        inputs = [batch[name] for name in SEQUENCE_INPUTS]
         how = {"rngs": {"dropout": key}}
         if self.mlm_weight:
             output = BertForPreTraining(self.config).apply(
@@ -61,6 +63,12 @@ class Teacher:
             product = pooled @ nsp["kernel"].astype(pooled.dtype)
             nsp_logits = added_to_rows(product, nsp["bias"])
         return jax.lax.stop_gradient(Targets(hidden_states, nsp_logits, None))
+
+    def loss(self, own, output: PretrainingOutput, variables, targets: Targets, batch, counts):
+        """The objective's own loss and `distillation_loss`."""
+        loss, metrics = own
+        extra, terms = distillation_loss(output, targets, batch, counts, self.mlm_weight)
+        return loss + extra, {**metrics, **terms}
 
 
 def make_teacher(
@@ -94,7 +102,9 @@ def make_teacher(
         return Teacher(config, dropout, has_nsp, mlm_weight), params
     used = {name: params[name] for name in ("bert", "nsp") if name in params}
     if not has_nsp:  # then nothing reads the pooled vector, and there may be no pooler
-        shapes = abstract_params(config, 0)["bert"]
+        ids = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * len(SEQUENCE_INPUTS)
+        init = functools.partial(Bert(config).init, deterministic=True)
+        shapes = jax.eval_shape(init, jax.random.key(0), *ids)["params"]
         pooler = {name: leaf for name, leaf in shapes.items() if name.startswith("pooler")}
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), pooler)
         used["bert"] = {**zeros, **used["bert"]}

@@ -18,10 +18,17 @@ Batch = dict[str, jax.Array]
 
 
 class Counts(NamedTuple):
-    """Denominators of a whole update: sequences, and masked tokens (at least 1)."""
+    """Denominators of a whole update of MLM + NSP: sequences, and masked tokens (at least 1)."""
 
     sequences: jax.Array
     masked_tokens: jax.Array
+
+
+class ClassificationCounts(NamedTuple):
+    """Denominators of a whole update of a task: rows, and the sum of their weights (at least 1)."""
+
+    rows: jax.Array
+    weight: jax.Array
 
 
 def counts_of(batch: Batch) -> Counts:
@@ -64,16 +71,27 @@ def _are_likeliest(logits: jax.Array, ids: jax.Array) -> jax.Array:
     return jnp.argmax(logits, -1).astype(ids.dtype) == ids
 
 
-def classification_loss(logits: jax.Array, batch: Batch) -> jax.Array:
+def classification_counts(batch: Batch) -> ClassificationCounts:
+    """Counts of a batch of a task."""
+    return ClassificationCounts(
+        jnp.asarray(batch["labels"].size, jnp.float32),
+        jnp.maximum(jnp.sum(batch["weights"]), 1.0),
+    )
+
+
+def classification_loss(
+    logits: jax.Array, batch: Batch, counts: ClassificationCounts
+) -> jax.Array:
     """Mean cross entropy, or mean squared error where the labels are scores (one logit).
 
     Arguments:
       logits: [B, classes].
       batch: labels int [B], or float [B] for regression; weights float [B], 0 on padding rows.
+      counts: denominators of the whole update that this batch is a part of.
     """
     if jnp.issubdtype(batch["labels"].dtype, jnp.floating):
         each = jnp.square(logits[:, 0] - batch["labels"].astype(logits.dtype))
     else:
         each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
     weights = batch["weights"].astype(each.dtype)
-    return jnp.sum(each * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+    return jnp.sum(each * weights) / counts.weight.astype(each.dtype)

@@ -10,12 +10,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
 
-from bipft_jax.training.checkpoints import Checkpointer
+if TYPE_CHECKING:
+    from bipft_jax.training.checkpoints import Checkpointer
 
 
 def join(

@@ -1,4 +1,4 @@
-"""Updates and evaluation steps of pretraining and finetuning: pure functions of state and batch."""
+"""The update and the evaluation steps: pure functions of state and batch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from flax import linen as nn
 
 from bipft_jax.models.attention import STATISTICS
-from bipft_jax.models.bert import BertForPreTraining, BertForSequenceClassification
-from bipft_jax.training.distillation import Teacher, distillation_loss
-from bipft_jax.training.losses import Batch, classification_loss, counts_of, pretraining_loss
+from bipft_jax.training.losses import Batch
+from bipft_jax.training.objectives.objective import Objective, Teacher
 from bipft_jax.training.state import Params, TrainState, is_scale
-from bipft_jax.training.task_distillation import TaskTeacher, behaviour
 from bipft_jax.training.weight_statistics import attended_keys
 
-SEQUENCE_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
-INPUTS = (*SEQUENCE_INPUTS, "mlm_positions")
 OPTIMIZER_SCOPE = "optimizer"
 
 
@@ -117,35 +113,43 @@ def mean_metrics(total: dict[str, Any], count: Any) -> dict[str, Any]:
     return {**means, "skipped_updates": total["skipped"]}
 
 
-def pretraining_gradients(
-    model: BertForPreTraining,
+def gradients(
+    objective: Objective,
+    model: nn.Module,
     *,
-    seed: int,
     accumulation: int = 1,
     teacher: Teacher | None = None,
-) -> Callable[[TrainState, Params | None, Batch], tuple[Params, dict[str, jax.Array]]]:
-    """A function (state, teacher parameters, batch) -> (gradients, metrics), to be jitted.
+) -> Callable[..., tuple[Params, dict[str, jax.Array]]]:
+    """A function (state, teacher's parameters, seed, batch, dropout) -> (gradients, metrics), to be
+    jitted with static dropout.
 
-    Dropout is a function of (seed, state.step) alone, so a resumed run repeats it. Metrics: the
-    loss and each of its terms, and accuracies.
+    dropout: whether the student has any (a teacher says it of itself); it is a function of
+    (seed, state.step) alone, so a resumed run repeats it. Metrics: the loss, its terms, accuracies.
     """
 
-    def gradients_of(state: TrainState, teacher_params: Params | None, batch: Batch):
-        counts = counts_of(batch)
+    def gradients_of(
+        state: TrainState,
+        teacher_params: Params | None,
+        seed: jax.Array | int,
+        batch: Batch,
+        dropout: bool,
+    ):
+        counts = objective.counts(batch)
 
         def loss_of(params, micro, key):
-            student_key, teacher_key = jax.random.split(key)
-            inputs = [micro[name] for name in INPUTS]
-            output = model.apply(
-                {"params": params}, *inputs, deterministic=False, rngs={"dropout": student_key}
+            student_key, teacher_key = objective.dropout_keys(key, teacher is not None)
+            output, variables = model.apply(
+                {"params": params},
+                *objective.of(micro),
+                deterministic=not dropout,
+                rngs={"dropout": student_key},
+                mutable=[] if teacher is None else list(teacher.looks_at),
             )
-            loss, metrics = pretraining_loss(output, micro, counts)
+            loss, metrics = objective.loss(output, micro, counts)
             if teacher is not None:
                 targets = teacher(teacher_params, micro, teacher_key)
-                extra, terms = distillation_loss(
-                    output, targets, micro, counts, teacher.mlm_weight
-                )
-                loss, metrics = loss + extra, {**metrics, **terms}
+                own = loss, metrics
+                loss, metrics = teacher.loss(own, output, variables, targets, micro, counts)
             return loss, {"loss": loss, **metrics}
 
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -154,96 +158,49 @@ def pretraining_gradients(
     return gradients_of
 
 
-def pretraining_step(
-    model: BertForPreTraining,
+def update(
+    objective: Objective,
+    model: nn.Module,
     optimizer: optax.GradientTransformation,
     **options: Any,
-) -> Callable[[TrainState, Params | None, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """A function (state, teacher parameters, batch) -> (state, metrics), to be jitted: `next_state`
-    by `pretraining_gradients`, which takes the options."""
-    gradients_of = pretraining_gradients(model, **options)
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """A function (state, teacher's parameters, seed, batch, dropout) -> (state, metrics), to be
+    jitted with static dropout: `next_state` by `gradients`, which takes the options."""
+    gradients_of = gradients(objective, model, **options)
 
-    def step(state: TrainState, teacher_params: Params | None, batch: Batch):
-        return next_state(optimizer, state, *gradients_of(state, teacher_params, batch))
+    def step(state: TrainState, teacher_params, seed, batch: Batch, dropout: bool):
+        found = gradients_of(state, teacher_params, seed, batch, dropout)
+        return next_state(optimizer, state, *found)
 
     return step
 
 
 def evaluation_step(
-    model: BertForPreTraining, log_frequencies: np.ndarray
+    objective: Objective, model: nn.Module, measure: Callable[..., dict[str, jax.Array]]
 ) -> Callable[[Params, Batch], dict[str, jax.Array]]:
-    """A function (params, batch) -> metrics of one batch, dropout off, to be jitted; with
-    `masked_tokens` and `sequences` for averaging over batches.
-
-    log_frequencies: float32 [vocab], of the training text. `unigram_loss` and `unigram_accuracy`
-      are what always predicting by them scores on the masked tokens.
-    """
-
-    commonest = int(np.argmax(log_frequencies))
+    """A function (params, batch) -> metrics of one batch, dropout off, to be jitted: what `measure`
+    (output, batch, counts) gives, `attended_keys`, and the counts for averaging over batches."""
 
     def step(params: Params, batch: Batch):
-        counts = counts_of(batch)
-        inputs = [batch[name] for name in INPUTS]
-        output, variables = model.apply({"params": params}, *inputs, mutable=[STATISTICS])
-        _, metrics = pretraining_loss(output, batch, counts)
-        ids, weights = batch["mlm_ids"], batch["mlm_weights"] / counts.masked_tokens
-        unigram = {
-            "unigram_loss": -jnp.sum(jnp.asarray(log_frequencies)[ids] * weights),
-            "unigram_accuracy": jnp.sum(jnp.where(ids == commonest, weights, 0.0)),
+        counts = objective.counts(batch)
+        output, variables = model.apply(
+            {"params": params}, *objective.of(batch), mutable=[STATISTICS]
+        )
+        return {
+            **measure(output, batch, counts),
+            **attended_keys(variables),
+            **counts._asdict(),
         }
-        return {**metrics, **unigram, **attended_keys(variables), **counts._asdict()}
 
     return step
 
 
-def finetuning_step(
-    model: BertForSequenceClassification,
-    optimizer: optax.GradientTransformation,
-    teacher: TaskTeacher | None = None,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """A function (state, teacher parameters, seed, batch, dropout) -> (state, metrics), to be
-    jitted with static dropout, that minimises the task's loss, or with a teacher its
-    distillation's.
-
-    dropout: whether the student has any (`TaskTeacher` says it of the teacher); it is a function of
-    (seed, state.step) alone. Metrics: the loss, its terms if there are several, and those of
-    `next_state`.
-    """
-
-    def step(
-        state: TrainState,
-        teacher_params: Params | None,
-        seed: jax.Array,
-        batch: Batch,
-        dropout: bool,
-    ):
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def task_loss(params):
-            inputs = [batch[name] for name in SEQUENCE_INPUTS]
-            output = model.apply(
-                {"params": params}, *inputs, deterministic=not dropout, rngs={"dropout": key}
-            )
-            return classification_loss(output.logits, batch), {}
-
-        def distillation_loss_of(params):
-            student_key, teacher_key = jax.random.split(key)
-            ours = behaviour(model, params, batch, student_key if dropout else None)
-            theirs = teacher(teacher_params, batch, teacher_key)
-            terms = teacher.distillation(ours, theirs, batch["labels"])
-            return sum(terms.values()), terms
-
-        loss_of = task_loss if teacher is None else distillation_loss_of
-        (loss, terms), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        return next_state(optimizer, state, gradients, {"loss": loss, **terms})
-
-    return step
-
-
-def prediction_step(model: BertForSequenceClassification) -> Callable[[Params, Batch], jax.Array]:
-    """A function (params, batch) -> logits [B, classes], dropout off, to be jitted."""
+def prediction_step(
+    objective: Objective, model: nn.Module
+) -> Callable[[Params, Batch], jax.Array]:
+    """A function (params, batch) -> logits [B, outputs], dropout off, to be jitted."""
 
     def step(params: Params, batch: Batch):
-        return model.apply({"params": params}, *[batch[name] for name in SEQUENCE_INPUTS]).logits
+        return model.apply({"params": params}, *objective.of(batch)).logits
 
     return step

@@ -1,23 +1,28 @@
 """Distillation while finetuning: a student imitates a teacher that was finetuned on the same task.
 
-`DISTILLATIONS` holds what BiT's and BiBERT's students learn (SPEC 3 and 4.3). All means, sums and
-norms are over the whole batch, so the losses do not add up over micro-batches.
+`DISTILLATIONS` holds what BiT's and BiBERT's students learn (SPEC 3 and 4.3). BiT's means add up
+over micro-batches of one size; BiBERT's norms are over the whole batch and do not.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bipft_jax.models.bert import BertForSequenceClassification
-from bipft_jax.training.losses import Batch
+from bipft_jax.models.bert import (
+    SEQUENCE_INPUTS,
+    BertForSequenceClassification,
+    ClassificationOutput,
+)
+from bipft_jax.training.losses import Batch, ClassificationCounts
 
 _PROJECTIONS = ("query", "key", "value")
+_LOOKS_AT = ("intermediates",)
 
 
 class Behaviour(NamedTuple):
@@ -39,19 +44,23 @@ Distillation = Callable[[Behaviour, Behaviour, jax.Array], dict[str, jax.Array]]
 def behaviour(
     model: BertForSequenceClassification, params: Any, batch: Batch, dropout_key: jax.Array | None
 ) -> Behaviour:
-    """Runs a model; dropout_key None turns dropout off."""
+    """What a model shows on a batch; dropout_key None turns dropout off."""
     output, variables = model.apply(
         {"params": params},
-        batch["input_ids"],
-        batch["token_type_ids"],
-        batch["attention_mask"],
+        *[batch[name] for name in SEQUENCE_INPUTS],
         deterministic=dropout_key is None,
         rngs=None if dropout_key is None else {"dropout": dropout_key},
-        mutable=["intermediates"],
+        mutable=_LOOKS_AT,
     )
+    return _behaviour(output, variables, model.config.heads)
+
+
+def _behaviour(
+    output: ClassificationOutput, variables: Mapping[str, Any], heads: int
+) -> Behaviour:
     attention = variables["intermediates"]["bert"]["encoder"]["layers"]["attention"]
     relations = {
-        name: relation(attention[f"{name}_projection"][0], model.config.heads)
+        name: relation(attention[f"{name}_projection"][0], heads)
         for name in _PROJECTIONS
     }
     return Behaviour(output.logits, output.hidden_states.astype(jnp.float32), relations)
@@ -157,7 +166,26 @@ class TaskTeacher:
     distillation: Distillation
     dropout: bool
 
+    looks_at = _LOOKS_AT
+
     def __call__(self, params: Any, batch: Batch, key: jax.Array) -> Behaviour:
         """Its behaviour on a batch, a constant for the gradient."""
         dropout_key = key if self.dropout else None
         return jax.lax.stop_gradient(behaviour(self.model, params, batch, dropout_key))
+
+    def loss(
+        self,
+        own,
+        output: ClassificationOutput,
+        variables: Mapping[str, Any],
+        targets: Behaviour,
+        batch: Batch,
+        counts: ClassificationCounts,
+    ):
+        """The distillation's terms instead of the objective's own loss. Terms are means over the
+        rows of a batch, so a micro-batch has its share of them."""
+        ours = _behaviour(output, variables, self.model.config.heads)
+        share = batch["labels"].size / counts.rows
+        terms = self.distillation(ours, targets, batch["labels"])
+        terms = {name: term * share for name, term in terms.items()}
+        return sum(terms.values()), terms

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from bipft_jax.training.objectives.objective import Shown
 from bipft_jax.training.workdir import absolute
 
 METRICS_NAME = "metrics.jsonl"
@@ -35,6 +36,7 @@ class Telemetry:
         name: str,
         start_step: int = 0,
         total_steps: int | None = None,
+        shown: Sequence[Shown] = (),
     ):
         """Opens the files, and drops what an earlier, killed process logged after `start_step`.
 
@@ -43,12 +45,13 @@ class Telemetry:
           name: what is running ("pretrain", "finetune"); begins the progress line.
           start_step: the step the run was restored at; 0 for a new run, which drops every line.
           total_steps: the last step, for the progress line.
+          shown: as `progress_line` takes it.
 
         Raises:
           ValueError: metrics.jsonl has a line, other than an unfinished last one, that is not one
             of its own; or `workdir` is gs:// or the like.
         """
-        self._name, self._total_steps = name, total_steps
+        self._name, self._total_steps, self._shown = name, total_steps, shown
         self._file = self._board = None
         if jax.process_index() != 0:
             return
@@ -105,9 +108,9 @@ class Telemetry:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
         label = f"{self._name} {split}" if split else self._name
-        line = f"{label} {progress_line(step, values, total_steps=self._total_steps)}"
+        line = progress_line(step, values, total_steps=self._total_steps, shown=self._shown)
         # One line a log point: it goes above any tqdm bar and needs no terminal.
-        tqdm.tqdm.write(line, file=sys.stderr)
+        tqdm.tqdm.write(f"{label} {line}", file=sys.stderr)
         sys.stderr.flush()
 
     def close(self) -> None:
@@ -179,15 +182,21 @@ class ThroughputMeter:
         }
 
 
-def progress_line(step: int, values: Mapping[str, float], *, total_steps: int | None = None) -> str:
+def progress_line(
+    step: int,
+    values: Mapping[str, float],
+    *,
+    total_steps: int | None = None,
+    shown: Sequence[Shown] = (),
+) -> str:
     """One readable line of a log point, without a line break.
 
         1200/10000  12.0%  loss 6.512  mlm 6.010 (acc 0.103)  nsp 0.500 (acc 0.751)  lr 1.2e-04
         flips 0.012%  412 seq/s  26.4k tok/s  85.1 GFLOP/s  eta 0:41:10
 
-    (in one line). Names shown specially: `loss`, `mlm_loss`, `mlm_accuracy`, `nsp_loss`,
-    `nsp_accuracy`, `learning_rate`, `flip_ratio` (a fraction) and those of `ThroughputMeter`. Any
-    other name is shown as it is, unless it contains "/": those are for the files.
+    (in one line). Names shown specially: `loss`, those of `shown` (of the objective; here "mlm" and
+    "nsp"), `learning_rate`, `flip_ratio` (a fraction) and those of `ThroughputMeter`. Any other
+    name is shown as it is, unless it contains "/": those are for the files.
     """
     rest = dict(values)
     if not rest.get("skipped_updates"):
@@ -198,12 +207,12 @@ def progress_line(step: int, values: Mapping[str, float], *, total_steps: int | 
         parts = [f"{step}"]
     if "loss" in rest:
         parts.append(f"loss {rest.pop('loss'):.3f}")
-    for task in ("mlm", "nsp"):
-        loss, accuracy = rest.pop(f"{task}_loss", None), rest.pop(f"{task}_accuracy", None)
-        shown = [] if loss is None else [f"{loss:.3f}"]
-        shown += [] if accuracy is None else [f"(acc {accuracy:.3f})"]
-        if shown:
-            parts.append(" ".join([task, *shown]))
+    for label, *names in shown:
+        loss, accuracy = (rest.pop(name, None) for name in names)
+        numbers = [] if loss is None else [f"{loss:.3f}"]
+        numbers += [] if accuracy is None else [f"(acc {accuracy:.3f})"]
+        if numbers:
+            parts.append(" ".join([label, *numbers]))
     if "learning_rate" in rest:
         parts.append(f"lr {rest.pop('learning_rate'):.1e}")
     if "flip_ratio" in rest:

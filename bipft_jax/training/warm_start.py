@@ -6,16 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
-from bipft_jax.models.bert import BertForPreTraining, BertForSequenceClassification
 from bipft_jax.models.recipes import DIMENSIONS, BertConfig, architecture, config_of
 from bipft_jax.training.checkpoints import CheckpointError, restore_params
+from bipft_jax.training.objectives.objective import Objective
+from bipft_jax.training.objectives.table import objective_of
 from bipft_jax.training.parameters import merge_parameters, named_leaves
 from bipft_jax.training.state import Params, is_scale
 from bipft_jax.training.workdir import Inputs
@@ -33,7 +31,7 @@ class Source(NamedTuple):
     step: int
     params: Params
     architecture: dict
-    classes: int
+    objective: Objective
     tokenizer: Tokenizer
     missing: tuple[str, ...] = ()
     run: dict[str, Any] = {}
@@ -64,20 +62,20 @@ class Source(NamedTuple):
 
     def filled_params(self) -> Params:
         """`params` with zeros for what is missing, for outputs that do not depend on it."""
-        shapes = named_leaves(abstract_params(self.config(), self.classes))
+        shapes = named_leaves(self.objective.abstract_params(self.config()))
         zeros = {path: np.zeros(shapes[path].shape, np.float32) for path in self.missing}
         return unflatten_dict({**flatten_dict(self.params, sep="/"), **zeros}, sep="/")
 
 
 def checkpoint_description(
-    config: BertConfig, classes: int, run: dict, missing: Sequence[str] = ()
+    config: BertConfig, objective: Objective, run: dict, missing: Sequence[str] = ()
 ) -> dict:
-    """The `config` item of a checkpoint: the run's own configuration, the architecture, the number
-    of classes (0: pretraining heads), and the `missing` of a `Source`."""
+    """The `config` item of a checkpoint: the run's own configuration, the architecture, the
+    objective, and the `missing` of a `Source`."""
     return {
         "run": run,
         "model": architecture(config),
-        "classes": classes,
+        "objective": objective.described(),
         "missing": list(missing),
     }
 
@@ -95,7 +93,7 @@ def load_source(workdir: str, step: int | str = "best") -> Source:
         step=found.step,
         params=found.params,
         architecture=found.config["model"],
-        classes=found.config["classes"],
+        objective=objective_of(found.config),
         tokenizer=tokenizer_from_dict(found.tokenizer),
         # Checkpoints of runs from before there were imports do not say that nothing is missing.
         missing=tuple(found.config.get("missing", ())),
@@ -139,22 +137,9 @@ def require_initialised_scales(teacher: Source) -> None:
         )
 
 
-def build_model(config: BertConfig, classes: int) -> nn.Module:
-    """The model with pretraining heads (classes 0) or with a classifier."""
-    if classes:
-        return BertForSequenceClassification(config, classes)
-    return BertForPreTraining(config)
-
-
-def abstract_params(config: BertConfig, classes: int) -> Params:
-    """Shapes and dtypes of a model's parameters."""
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    inputs = [ids] * (3 if classes else 4)
-    model = build_model(config, classes)
-    return jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
-
-
-def warm_started(fresh: Params, config: BertConfig, classes: int, source: Source) -> Params:
+def warm_started(
+    fresh: Params, config: BertConfig, objective: Objective, source: Source
+) -> Params:
     """`fresh` with every parameter that the source's architecture has too taken from the source.
 
     A parameter may be missing only if the source's recipe or heads have no such parameter (learned
@@ -176,9 +161,9 @@ def warm_started(fresh: Params, config: BertConfig, classes: int, source: Source
             "checkpoint was trained with, or another checkpoint"
         )
     _check_switches(source.workdir, theirs, ours)
-    source_paths = set(named_leaves(abstract_params(source.config(), source.classes)))
+    source_paths = set(named_leaves(source.objective.abstract_params(source.config())))
     source_paths -= set(source.missing)
-    our_paths = set(named_leaves(abstract_params(config, classes)))
+    our_paths = set(named_leaves(objective.abstract_params(config)))
     return merge_parameters(
         source.params,
         fresh,

@@ -32,7 +32,13 @@ _MAY_CHANGE = ("mesh.", "data_workers", "log_every", "profile_steps")
 _MAY_MOVE = ("corpus_dir", "glue_dir")
 # Keys that configs did not have in the first version, by their dotted name, with the value that
 # every run had before: a run that was begun then goes on.
-_ADDED_SINCE: dict[str, Any] = {"mlm_distillation": 0.0}
+_ADDED_SINCE: dict[str, Any] = {
+    "mlm_distillation": 0.0,
+    "objective": "mlm_nsp",
+    # Of finetuning only.
+    "accumulation": 1,
+    "remat": "none",
+}
 
 Inputs = Mapping[str, Mapping[str, Any]]  # what is in a directory, by the config's key for it
 

@@ -7,6 +7,8 @@ import pytest
 from bipft_jax import fill_mask
 from bipft_jax.interop import convert
 from bipft_jax.interop.hugging_face import read_directory, write_directory
+from bipft_jax.training.objectives.classification import classification
+from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.training.warm_start import load_source
 from bipft_jax.training.workdir import check_workdir
 from tests.interop.test_hugging_face import assert_same_bits, model, state_of, write
@@ -34,7 +36,8 @@ def test_a_directory_goes_through_a_workdir_and_comes_out_the_same(tmp_path, cap
 
     found = load_source(tmp_path / "runs")
     assert_same_bits(found.params, source.params)
-    assert (found.architecture, found.classes, found.missing) == (source.architecture, 0, ())
+    assert (found.architecture, found.missing) == (source.architecture, ())
+    assert found.objective == MLM_NSP
     assert found.tokenizer.fingerprint == source.tokenizer.fingerprint
     assert found.run["weights"] == str(tmp_path / "given" / "model.safetensors")
 
@@ -86,7 +89,7 @@ def test_a_classifier_keeps_its_outputs(tmp_path, capsys):
     assert "heads       classifier with 3 outputs\n" in capsys.readouterr().out
     run("export", "--workdir", tmp_path / "runs", "--output", tmp_path / "out")
     assert "loads it as BertForSequenceClassification\n" in capsys.readouterr().out
-    assert load_source(tmp_path / "runs").classes == 3
+    assert load_source(tmp_path / "runs").objective == classification(3)
 
 
 def test_an_imported_workdir_belongs_to_no_run_and_nothing_in_use_is_overwritten(tmp_path):

@@ -22,8 +22,9 @@ from bipft_jax.models.recipes import RECIPES, BertConfig, architecture, recipe_n
 from bipft_jax.training.distillation import make_teacher
 from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import is_scale
-from bipft_jax.training.warm_start import Source, abstract_params, warm_started
+from bipft_jax.training.warm_start import Source, warm_started
 from tests.data.test_tokenizers import hugging_face_json
+from tests.objectives import abstract_params, objective
 
 WORDS = WordPieceTokenizer([*SPECIAL_PIECES, "cat", "dog", "##s", "é", "a", "the"])
 HEADS = {"mlm_bias", "nsp/kernel", "nsp/bias"} | {
@@ -47,11 +48,11 @@ def model(recipe="fp", classes=0, tokenizer=WORDS, **facts) -> Source:
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
         abstract_params(described, classes),
     )
-    return Source("runs/x", 7, params, architecture(described), classes, tokenizer, **facts)
+    return Source("runs/x", 7, params, architecture(described), objective(classes), tokenizer, **facts)
 
 
 def state_of(source):
-    return to_state_dict(source.params, source.config(), source.classes, source.missing)
+    return to_state_dict(source.params, source.config(), source.objective, source.missing)
 
 
 def write(directory, source, state=None, **changes):
@@ -96,7 +97,7 @@ def test_what_is_written_comes_back_with_the_same_bits(tmp_path, recipe, classes
     write_directory(source, tmp_path / "out")
     found, ignored = read_directory(tmp_path / "out")
     assert_same_bits(found.params, source.params)
-    assert (found.architecture, found.classes) == (source.architecture, classes)
+    assert (found.architecture, found.objective) == (source.architecture, objective(classes))
     assert found.tokenizer.fingerprint == WORDS.fingerprint
     assert (found.missing, ignored) == ((), [])
 

@@ -7,7 +7,7 @@ import pytest
 from bipft_jax.interop.torch_weights import from_state_dict, slots, to_state_dict
 from bipft_jax.models.recipes import RECIPES, BertConfig, recipe_named
 from bipft_jax.training.parameters import named_leaves
-from bipft_jax.training.warm_start import abstract_params
+from tests.objectives import abstract_params, objective
 
 
 def config(recipe) -> BertConfig:
@@ -26,11 +26,11 @@ def random_params(model_config, classes):
 @pytest.mark.parametrize("classes", [0, 3])
 def test_what_goes_out_comes_back(recipe, classes):
     params = random_params(config(recipe), classes)
-    state = to_state_dict(params, config(recipe), classes)
+    state = to_state_dict(params, config(recipe), objective(classes))
     assert sum(array.size for array in state.values()) == sum(
         leaf.size for leaf in jax.tree.leaves(params)
     )
-    back, left_over = from_state_dict(state, config(recipe), classes)
+    back, left_over = from_state_dict(state, config(recipe), objective(classes))
     jax.tree.map(np.testing.assert_array_equal, back, params)
     assert not left_over
 
@@ -38,7 +38,7 @@ def test_what_goes_out_comes_back(recipe, classes):
 def test_names_are_those_of_hugging_face_and_of_the_reference():
     model_config = config(RECIPES["bipft_b"])
     params = random_params(model_config, 0)
-    state = to_state_dict(params, model_config, 0)
+    state = to_state_dict(params, model_config, objective(0))
     flat = named_leaves(params)
     layer = "bert/encoder/layers"
     for name, array in {
@@ -60,13 +60,13 @@ def test_names_are_those_of_hugging_face_and_of_the_reference():
     }.items():
         np.testing.assert_array_equal(state[name], array, err_msg=name)
         assert state[name].flags.c_contiguous
-    assert "classifier.weight" in slots(model_config, 2)
+    assert "classifier.weight" in slots(model_config, objective(2))
 
 
 def test_an_old_encoder_without_prefix_and_what_the_references_never_use():
     model_config = config(RECIPES["fp"])
     params = random_params(model_config, 2)
-    state = to_state_dict(params, model_config, 2)
+    state = to_state_dict(params, model_config, objective(2))
     head = {name for name in state if name.startswith("classifier")}
     old = {
         name.removeprefix("bert.")
@@ -77,19 +77,19 @@ def test_an_old_encoder_without_prefix_and_what_the_references_never_use():
     }
     old["embeddings.position_ids"] = np.arange(8)[None]
     old["encoder.layer.0.attention.self.query.sa.weight"] = np.zeros(8)
-    found, left_over = from_state_dict(old, model_config, 2, optional=head.__contains__)
+    found, left_over = from_state_dict(old, model_config, objective(2), optional=head.__contains__)
     assert "classifier" not in found and not left_over
     jax.tree.map(np.testing.assert_array_equal, found["bert"], params["bert"])
 
 
 def test_everything_that_does_not_fit_is_listed_at_once():
     model_config = config(RECIPES["fp"])
-    state = to_state_dict(random_params(model_config, 0), model_config, 0)
+    state = to_state_dict(random_params(model_config, 0), model_config, objective(0))
     del state["bert.encoder.layer.1.output.dense.bias"]
     state["bert.encoder.layer.2.output.dense.bias"] = np.zeros(8)
     state["bert.encoder.layer.0.intermediate.dense.weight"] = np.zeros((8, 12))
     with pytest.raises(ValueError, match="bert.bin does not fit this model") as error:
-        from_state_dict(state, model_config, 0, source="bert.bin")
+        from_state_dict(state, model_config, objective(0), source="bert.bin")
     for sentence in (
         "layer.1.output.dense.bias is missing",
         "layer.2.output.dense.bias is unexpected",

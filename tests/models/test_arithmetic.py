@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict
 from bipft_jax.benchmarks.workload import Workload
 from bipft_jax.models.bert import BertForPreTraining
 from bipft_jax.training.losses import counts_of, pretraining_loss
-from bipft_jax.training.step import INPUTS
+from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
 
 WORKLOAD = Workload("tiny", 8, 64, "float32", vocab_size=500, backward="float32")
 
@@ -24,7 +24,7 @@ def test_changes_no_bit_forward_and_little_backward():
 
         def loss(params):
             rngs = {"dropout": jax.random.key(0)}
-            inputs = [batch[name] for name in INPUTS]
+            inputs = MLM_NSP.of(batch)
             out = model.apply({"params": params}, *inputs, deterministic=False, rngs=rngs)
             return pretraining_loss(out, batch, counts_of(batch))[0], out.hidden_states
 

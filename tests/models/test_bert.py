@@ -13,8 +13,8 @@ from bipft_jax.models.attention import ATTENTION_MAPS, SelfAttention
 from bipft_jax.models.bert import BertForPreTraining, EncoderLayer
 from bipft_jax.models.recipes import RECIPES, BertConfig, bert_config, recipe_named
 from bipft_jax.training.state import calibrate, initial_params, is_scale
-from bipft_jax.training.warm_start import abstract_params
 from bipft_jax.training.weight_statistics import attended_keys
+from tests.objectives import abstract_params
 
 IDS = jnp.asarray([[2, 7, 8, 9, 3, 5, 6, 3], [2, 5, 9, 3, 4, 3, 0, 0]])
 SEGMENTS = jnp.asarray([[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0, 0]])
@@ -120,7 +120,7 @@ def test_parameter_counts_are_those_of_the_published_models():
 
     def count(recipe):
         config = bert_config(RECIPES[recipe], "base", 30_522)
-        return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config, classes=0)))
+        return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config, 0)))
 
     assert count("fp") == 110_106_428
     assert count("bipft_b") == 110_237_937

@@ -19,7 +19,8 @@ from bipft_jax.interop.hugging_face import write_directory
 from bipft_jax.models.bert import Bert
 from bipft_jax.models.recipes import RECIPES, BertConfig, architecture
 from bipft_jax.training.state import initial_params
-from bipft_jax.training.warm_start import Source, build_model, load_source
+from bipft_jax.training.warm_start import Source, load_source
+from tests.objectives import objective
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]
 
@@ -104,7 +105,7 @@ def test_a_real_encoder_has_the_hidden_states_of_transformers(imported, tmp_path
 )
 def test_full_precision_models_load_with_all_their_heads(name, classes, tmp_path):
     config = BertConfig(RECIPES["fp"], len(PIECES), 2, 16, 4, 32, max_positions=12, dropout=0.0)
-    model = build_model(config, classes)
+    model = objective(classes).model(config)
     batch = {
         "input_ids": np.asarray([[2, 5, 6, 7, 3, 0], [2, 8, 9, 3, 10, 3]]),
         "token_type_ids": np.asarray([[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1]]),
@@ -123,7 +124,7 @@ def test_full_precision_models_load_with_all_their_heads(name, classes, tmp_path
         ],
     )
     output = model.apply({"params": params}, *inputs)
-    source = Source("run", 1, params, architecture(config), classes, WordPieceTokenizer(PIECES))
+    source = Source("run", 1, params, architecture(config), objective(classes), WordPieceTokenizer(PIECES))
     write_directory(source, tmp_path / "out")
 
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [name]

@@ -12,6 +12,7 @@ import pytest
 from bipft_jax.models.bert import BertForPreTraining
 from bipft_jax.models.recipes import BertConfig, bert_config, recipe_named
 from bipft_jax.training import sharding
+from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import (
@@ -21,8 +22,8 @@ from bipft_jax.training.state import (
     initialization,
     new_state,
 )
-from bipft_jax.training.step import INPUTS, pretraining_step
-from bipft_jax.training.warm_start import abstract_params
+from bipft_jax.training.step import update
+from tests.objectives import abstract_params
 
 BATCH, LENGTH, PREDICTIONS, VOCAB = 16, 6, 2, 24
 # Recipe and (fsdp, tensor) on 8 devices; `data` gets the rest.
@@ -59,7 +60,7 @@ def batch_of(seed=0):
 @functools.cache
 def start(recipe):
     """Parameters away from their symmetric start, calibrated on one device."""
-    model, inputs = model_of(recipe), [batch_of()[name] for name in INPUTS]
+    model, inputs = model_of(recipe), MLM_NSP.of(batch_of())
     params = initial_params(model, jax.random.key(3), *inputs)
     noisy = jax.tree.map(
         lambda p: p.astype(jnp.float64) + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape),
@@ -76,14 +77,15 @@ def outcome(recipe, devices, fsdp=1, tensor=1):
     state = sharding.put(mesh, new_state(start(recipe), optimizer))
     batch = sharding.put_batch(mesh, batch_of())
     step = jax.jit(
-        pretraining_step(model_of(recipe), optimizer, seed=0),
+        update(MLM_NSP, model_of(recipe), optimizer),
+        static_argnums=4,
         out_shardings=(sharding.placements(mesh, state), sharding.replicated(mesh)),
     )
     with sharding.on(mesh):
-        state, metrics = step(state, None, batch)
+        state, metrics = step(state, None, 0, batch, True)
         gradient = jax.device_get(optax.tree.get(state.opt_state, "mu"))
         for _ in range(2):
-            state, _ = step(state, None, batch)
+            state, _ = step(state, None, 0, batch, True)
     losses = metrics["mlm_loss"], metrics["nsp_loss"]
     return jax.device_get((losses, gradient, state.params))
 
@@ -155,7 +157,7 @@ def test_a_device_holds_its_share_of_a_batch_whether_a_process_has_all_rows_or_i
 def test_random_parameters_depend_on_the_key_alone():
     """Not on the mesh or the batch they are made with, bit for bit."""
     model, key = model_of("bipft_b", "float32"), jax.random.key(3)
-    inputs = [batch_of()[name] for name in INPUTS]
+    inputs = MLM_NSP.of(batch_of())
     expected = initial_params(model, key, *inputs)
     for fsdp, tensor in ((8, 1), (2, 4)):
         mesh = sharding.make_mesh(fsdp, tensor)
@@ -171,7 +173,7 @@ def test_making_parameters_does_not_compute_the_batch():
     model, key = model_of("bipft_b", "float32"), jax.random.key(0)
 
     def program(rows):
-        inputs = [jnp.zeros((rows, *batch_of()[name].shape[1:]), jnp.int32) for name in INPUTS]
+        inputs = [jnp.zeros((rows, *batch_of()[name].shape[1:]), jnp.int32) for name in MLM_NSP.inputs]
         return initialization(model).lower(key, *inputs)
 
     small, large = program(8), program(512)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from bipft_jax.models.bert import (
+    SEQUENCE_INPUTS,
     BertForPreTraining,
     BertForSequenceClassification,
     PretrainingOutput,
@@ -16,16 +17,19 @@ from bipft_jax.models.bert import (
 from bipft_jax.models.recipes import BertConfig, recipe_named
 from bipft_jax.training import sharding
 from bipft_jax.training.distillation import Targets, distillation_loss, make_teacher
-from bipft_jax.training.losses import Counts, classification_loss, pretraining_loss
+from bipft_jax.training.loop import Learner
+from bipft_jax.training.losses import (
+    Counts,
+    classification_counts,
+    classification_loss,
+    pretraining_loss,
+)
+from bipft_jax.training.objectives.classification import classification
+from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import calibrate, initial_params, is_scale, new_state
-from bipft_jax.training.step import (
-    INPUTS,
-    SEQUENCE_INPUTS,
-    accumulated_gradients,
-    finetuning_step,
-    pretraining_step,
-)
+from bipft_jax.training.step import accumulated_gradients, update
+from bipft_jax.training.task_distillation import TaskTeacher, bit_distillation
 
 LENGTH, PREDICTIONS, VOCAB = 12, 3, 17
 
@@ -55,7 +59,7 @@ def batch_of(sequences, seed=0):
 def one_update(recipe, batch, *, accumulation=1, devices=1, with_teacher=False):
     """The gradient of an update, read off the parameters that plain SGD makes with rate -1."""
     model = BertForPreTraining(config_of(recipe))
-    inputs = [batch[name] for name in INPUTS]
+    inputs = MLM_NSP.of(batch)
     params = initial_params(model, jax.random.key(3), *inputs)
     params = jax.tree.map(
         lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params
@@ -69,11 +73,12 @@ def one_update(recipe, batch, *, accumulation=1, devices=1, with_teacher=False):
             fp, theirs, model.config, dropout=False, mlm_weight=0.5
         )
     optimizer = optax.sgd(-1.0)
-    step = pretraining_step(model, optimizer, seed=0, accumulation=accumulation, teacher=teacher)
+    step = update(MLM_NSP, model, optimizer, accumulation=accumulation, teacher=teacher)
+    step = jax.jit(step, static_argnums=4)
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     state = sharding.put(mesh, new_state(params, optimizer))
     teacher_params = sharding.put(mesh, teacher_params)
-    state, metrics = jax.jit(step)(state, teacher_params, sharding.put_batch(mesh, batch))
+    state, metrics = step(state, teacher_params, 0, sharding.put_batch(mesh, batch), True)
     host = jax.device_get((state.params, params))
     gradient = jax.tree.map(lambda new, old: new - old, *host)
     return gradient, jax.device_get(metrics)
@@ -108,14 +113,14 @@ def test_four_micro_batches_of_eight_are_one_batch_of_32(recipe):
 def test_a_binary_model_learns_a_batch_by_heart():
     batch = batch_of(8)
     model = BertForPreTraining(config_of("bipft_b"))
-    inputs = [batch[name] for name in INPUTS]
+    inputs = MLM_NSP.of(batch)
     params = calibrate(model, initial_params(model, jax.random.key(0), *inputs), *inputs)
     optimizer = adamw(3e-3, weight_decay=0.0, clip_norm=1.0)
-    step = jax.jit(pretraining_step(model, optimizer, seed=0))
+    step = jax.jit(update(MLM_NSP, model, optimizer), static_argnums=4)
     state = new_state(params, optimizer)
     losses = []
     for _ in range(150):
-        state, metrics = step(state, None, batch)
+        state, metrics = step(state, None, 0, batch, True)
         losses.append([float(metrics["mlm_loss"]), float(metrics["nsp_loss"])])
     # It begins at guessing among 17 tokens and two labels.
     np.testing.assert_allclose(losses[0], [np.log(VOCAB), np.log(2)], atol=0.3)
@@ -129,6 +134,49 @@ def test_eight_devices_make_the_update_of_one():
     assert_close(eight, one)
 
 
+@pytest.mark.parametrize(("recipe", "labels"), [("bipft_b", "classes"), ("fp", "scores")])
+@pytest.mark.parametrize("taught", [False, True])
+def test_finetuning_in_micro_batches_over_devices_is_one_batch_on_one(recipe, labels, taught):
+    batch = {name: batch_of(16)[name] for name in SEQUENCE_INPUTS}
+    rng = np.random.default_rng(1)
+    classes = 3 if labels == "classes" else 1
+    batch["labels"] = (
+        rng.integers(0, 3, 16).astype(np.int32)
+        if labels == "classes"
+        else rng.normal(size=16).astype(np.float32)
+    )
+    batch["weights"] = np.ones(16, np.float32)
+    objective, optimizer = classification(classes), optax.sgd(-1.0)
+    model = objective.model(config_of(recipe))
+    params = initial_params(model, jax.random.key(3), *objective.of(batch))
+    params = jax.tree.map(
+        lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params
+    )
+    params = calibrate(model, params, *objective.of(batch))
+    theirs = teacher = None
+    if taught:
+        fp = objective.model(config_of("fp"))
+        theirs = initial_params(fp, jax.random.key(5), *objective.of(batch))
+        teacher = TaskTeacher(fp, bit_distillation, dropout=False)
+
+    def gradient(devices, accumulation, fsdp=1):
+        mesh = sharding.make_mesh(fsdp, devices=jax.devices()[:devices])
+        learner = Learner(objective, model, optimizer, None, mesh, accumulation, teacher)
+        state = sharding.put(mesh, new_state(params, optimizer))
+        with sharding.on(mesh):
+            rows, seed = sharding.put_batch(mesh, batch), sharding.put(mesh, np.int32(0))
+            state, metrics = learner.update(state, sharding.put(mesh, theirs), seed, rows, True)
+        new, metrics = jax.device_get((state.params, metrics))
+        return jax.tree.map(lambda a, b: a - np.asarray(b), new, params), metrics
+
+    whole, metrics = gradient(1, 1)
+    cut, cut_metrics = gradient(4, 4, fsdp=2)
+    assert_close(cut, whole)
+    assert ("hidden_loss" in metrics) == taught
+    for name, value in metrics.items():
+        np.testing.assert_allclose(cut_metrics[name], value, rtol=1e-4, err_msg=name)
+
+
 def loss_by_step(step, state, *arguments):
     """The losses of updates 0, 0 again and 1 on one batch, from the same parameters."""
     states = (state, state, state.replace(step=state.step + 1))
@@ -138,24 +186,25 @@ def loss_by_step(step, state, *arguments):
 def test_dropout_is_a_function_of_the_update_and_not_shared_with_the_teacher():
     batch, config = batch_of(4), config_of("fp", dropout=0.5)
     model = BertForPreTraining(config)
-    params = initial_params(model, jax.random.key(3), *[batch[name] for name in INPUTS])
+    params = initial_params(model, jax.random.key(3), *MLM_NSP.of(batch))
     teacher, theirs = make_teacher(config, params, config, dropout=True, mlm_weight=1.0)
     optimizer = optax.sgd(0.0)
-    step = jax.jit(pretraining_step(model, optimizer, seed=0, teacher=teacher))
+    step = jax.jit(update(MLM_NSP, model, optimizer, teacher=teacher), static_argnums=4)
     state = new_state(params, optimizer)
-    first, again, second = loss_by_step(step, state, theirs, batch)
+    first, again, second = loss_by_step(step, state, theirs, 0, batch, True)
     assert first == again != second
     # The teacher is the student: with the same draws their hidden states would be the same.
-    assert step(state, theirs, batch)[1]["hidden_loss"] > 0.1
+    assert step(state, theirs, 0, batch, True)[1]["hidden_loss"] > 0.1
 
 
 def test_dropout_of_finetuning_is_a_function_of_the_update():
-    batch = {name: batch_of(4)[name] for name in SEQUENCE_INPUTS}
+    objective = classification(2)
+    batch = {name: batch_of(4)[name] for name in objective.inputs}
     batch |= {"labels": np.array([0, 1, 1, 0]), "weights": np.ones(4, np.float32)}
     model = BertForSequenceClassification(config_of("fp", dropout=0.5), 2)
-    params = initial_params(model, jax.random.key(3), *[batch[name] for name in SEQUENCE_INPUTS])
+    params = initial_params(model, jax.random.key(3), *objective.of(batch))
     optimizer = optax.sgd(0.0)
-    step = jax.jit(finetuning_step(model, optimizer), static_argnums=4)
+    step = jax.jit(update(objective, model, optimizer), static_argnums=4)
     first, again, second = loss_by_step(step, new_state(params, optimizer), None, 0, batch, True)
     assert first == again != second
 
@@ -232,11 +281,11 @@ def test_a_teacher_of_another_width_is_refused_and_one_without_nsp_head_is_notic
 def test_regression_and_padded_rows():
     batch = {"labels": jnp.asarray([1.0, 3.0, 9.0]), "weights": jnp.asarray([1.0, 1.0, 0.0])}
     logits = jnp.asarray([[2.0], [1.0], [0.0]])
-    np.testing.assert_allclose(classification_loss(logits, batch), (1 + 4) / 2)
+    np.testing.assert_allclose(classification_loss(logits, batch, classification_counts(batch)), (1 + 4) / 2)
 
 
 def test_cross_entropy_is_the_mean_over_real_rows():
     logits = jnp.log(jnp.asarray([[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]]))
     batch = {"labels": jnp.asarray([0, 0, 1]), "weights": jnp.asarray([1.0, 1.0, 0.0])}
     expected = -(np.log(0.5) + np.log(0.2)) / 2
-    np.testing.assert_allclose(classification_loss(logits, batch), expected, rtol=1e-6)
+    np.testing.assert_allclose(classification_loss(logits, batch, classification_counts(batch)), expected, rtol=1e-6)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter, progress_line, read_metrics
 
 
@@ -125,7 +126,7 @@ def test_progress_line_reads_well():
         "model_flops_per_second": 8.51e10,
         "eta_seconds": 2470.2,
     }
-    assert progress_line(1200, values, total_steps=10000) == (
+    assert progress_line(1200, values, total_steps=10000, shown=MLM_NSP.shown) == (
         " 1200/10000  12.0%  loss 6.512  mlm 6.010 (acc 0.103)  nsp 0.500  lr 1.2e-04"
         "  flips 0.012%  matthews 0.5123  412 seq/s  26.4k tok/s  85.1 GFLOP/s  eta 0:41:10"
     )

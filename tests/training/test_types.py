@@ -1,17 +1,20 @@
 """Everything has the type that it is given by name, whatever JAX's default types are."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bipft_jax.models.bert import BertForPreTraining, BertForSequenceClassification
+from bipft_jax.models.bert import SEQUENCE_INPUTS
 from bipft_jax.models.recipes import BertConfig, recipe_named
 from bipft_jax.training import step as steps
+from bipft_jax.training.objectives.mlm_nsp import measure
 from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
 from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import abstract_state
-from bipft_jax.training.warm_start import abstract_params
+from tests.objectives import abstract_params, objective
 
 
 def whole(*shape):
@@ -22,10 +25,11 @@ def real(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-SEQUENCES = {name: whole(4, 8) for name in steps.SEQUENCE_INPUTS}
+SEQUENCES = {name: whole(4, 8) for name in SEQUENCE_INPUTS}
 PRETRAINING = SEQUENCES | dict(
     mlm_positions=whole(4, 2), mlm_ids=whole(4, 2), mlm_weights=real(4, 2), nsp_labels=whole(4)
 )
+CORPUS = types.SimpleNamespace(unigram_counts=np.zeros(11, np.int64))  # all that is read of it
 FINETUNING = SEQUENCES | dict(labels=whole(4), weights=real(4))
 
 
@@ -41,21 +45,15 @@ def test_parameters_moments_and_metrics_are_float32(recipe, dtype, x64):
             (2, bert_adam(rate, scale_schedule=rate, weight_decay=0.1)),
         ):
             state = abstract_state(abstract_params(config, classes), optimizer)
-            if classes:
-                update = steps.finetuning_step(
-                    BertForSequenceClassification(config, classes), optimizer
-                )
-                new, metrics = jax.eval_shape(
-                    lambda s, b, u=update: u(s, None, 0, b, True), state, FINETUNING
-                )
-            else:
-                model = BertForPreTraining(config)
-                update = steps.pretraining_step(model, optimizer, seed=0, accumulation=2)
-                new, metrics = jax.eval_shape(
-                    lambda s, b, u=update: u(s, None, b), state, PRETRAINING
-                )
-                evaluate = steps.evaluation_step(model, np.zeros(11, np.float32))
-                metrics |= jax.eval_shape(evaluate, new.params, PRETRAINING)
+            learned = objective(classes)
+            model, batch = learned.model(config), FINETUNING if classes else PRETRAINING
+            update = steps.update(learned, model, optimizer, accumulation=2)
+            new, metrics = jax.eval_shape(
+                lambda s, b, u=update: u(s, None, 0, b, True), state, batch
+            )
+            if not classes:
+                evaluate = steps.evaluation_step(learned, model, measure(CORPUS))
+                metrics |= jax.eval_shape(evaluate, new.params, batch)
             for name, leaf in named_leaves(new).items():
                 assert leaf.dtype in (jnp.float32, jnp.int32), name
             before = [leaf.dtype for leaf in jax.tree.leaves(state)]

@@ -10,7 +10,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bipft_jax.models.recipes import RECIPES, BertConfig, architecture, config_of, recipe_named
 from bipft_jax.training.state import is_scale
-from bipft_jax.training.warm_start import Source, abstract_params, warm_started
+from bipft_jax.training.warm_start import Source, warm_started
+from tests.objectives import abstract_params, objective
 
 
 def config(recipe, switches=None, **overrides):
@@ -26,7 +27,7 @@ def filled(config, classes, value):
 
 def source(recipe="fp", classes=0, **overrides):
     theirs = config(recipe, **overrides)
-    return Source("runs/fp", 7, filled(theirs, classes, 1.0), architecture(theirs), classes, None)
+    return Source("runs/fp", 7, filled(theirs, classes, 1.0), architecture(theirs), objective(classes), None)
 
 
 def new_paths(params):
@@ -35,7 +36,7 @@ def new_paths(params):
 
 def test_a_binary_student_takes_over_all_that_full_precision_bert_has():
     student = config("bipft_b")
-    params = warm_started(filled(student, 0, 0.0), student, 0, source())
+    params = warm_started(filled(student, 0, 0.0), student, objective(0), source())
     created = new_paths(params)
     kinds = ("_scale", "input_shift", "_estimator/kernel", "_estimator/bias")
     assert all(path.endswith(kinds) or "pooler_norm" in path for path in created)
@@ -46,7 +47,7 @@ def test_a_binary_student_takes_over_all_that_full_precision_bert_has():
 
 def test_a_classifier_drops_the_heads_and_inherits_the_scales():
     student = config("bipft_b")
-    params = warm_started(filled(student, 3, 0.0), student, 3, source("bipft_b"))
+    params = warm_started(filled(student, 3, 0.0), student, objective(3), source("bipft_b"))
     assert new_paths(params) == {"classifier/kernel", "classifier/bias"}
     assert "nsp" not in params and "mlm_bias" not in params
 
@@ -60,7 +61,7 @@ def test_a_checkpoint_that_lost_a_parameter_is_refused(lost):
     del flat[lost]
     broken = broken._replace(params=unflatten_dict(flat, sep="/"))
     with pytest.raises(ValueError, match=lost):
-        warm_started(filled(student, 0, 0.0), student, 0, broken)
+        warm_started(filled(student, 0, 0.0), student, objective(0), broken)
 
 
 def test_a_binary_checkpoint_without_a_scale_is_refused():
@@ -71,13 +72,13 @@ def test_a_binary_checkpoint_without_a_scale_is_refused():
     del flat[lost]
     broken = broken._replace(params=unflatten_dict(flat))
     with pytest.raises(ValueError, match="/".join(lost)):
-        warm_started(filled(student, 0, 0.0), student, 0, broken)
+        warm_started(filled(student, 0, 0.0), student, objective(0), broken)
 
 
 def test_another_size_is_named_by_its_dimensions():
     with pytest.raises(ValueError, match="hidden is 8 there and 16 here; intermediate is 16 there"):
         student = config("fp", hidden=16, intermediate=32)
-        warm_started(filled(student, 0, 0.0), student, 0, source())
+        warm_started(filled(student, 0, 0.0), student, objective(0), source())
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_switches_that_would_drop_or_binarise_what_was_trained_are_refused(
     (name,) = theirs | ours
     with pytest.raises(ValueError, match=f"runs/fp was trained with {name} .* --config.{name}="):
         begun = source(recipe, switches=theirs)
-        warm_started(filled(student, classes, 0.0), student, classes, begun)
+        warm_started(filled(student, classes, 0.0), student, objective(classes), begun)
 
 
 @pytest.mark.parametrize(

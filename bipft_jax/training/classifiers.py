@@ -1,0 +1,73 @@
+"""What a checkpoint's classifier answers, and whether that is what a task asks."""
+
+from __future__ import annotations
+
+import logging
+
+from bipft_jax.data.glue import GlueTask
+from bipft_jax.data.glue_labels import are_numbers, outputs_of_classes
+from bipft_jax.training.objectives.classification import classification
+from bipft_jax.training.warm_start import Source
+
+
+def require_number_of_outputs(source: Source, task: GlueTask) -> None:
+    """Raises ValueError if a model has not the number of outputs that a task needs."""
+    if source.objective != classification(task.num_outputs):
+        outputs = source.objective.outputs
+        has = f"{outputs} outputs" if outputs else "pretraining heads"
+        raise ValueError(
+            f"{source.workdir} has {has}, task {task.name} needs {task.num_outputs} outputs: "
+            "give a model that was finetuned on this task"
+        )
+
+
+def require_outputs(source: Source, task: GlueTask) -> None:
+    """Raises ValueError if a model's logits are not those of the task: it has another number of
+    outputs, or the task's classes in another order."""
+    require_number_of_outputs(source, task)
+    names = source.run.get("labels") or []
+    order = outputs_of_classes(task, names)
+    if order and order != sorted(order):
+        raise ValueError(
+            f"{source.workdir} has the labels in the order {', '.join(names)}, task {task.name} "
+            f"in the order {', '.join(task.label_names)}: its logits would mean other classes"
+        )
+
+
+def class_outputs(source: Source, task: GlueTask) -> list[int]:
+    """Which output of the model is that of each class of the task, in the task's order. Warns where
+    that is not known: for an imported model whose outputs have no names but numbers.
+
+    Raises: ValueError if the model names its outputs, and not as the task's classes.
+    """
+    if task.is_regression or source.run.get("task"):  # trained here, in the task's order
+        return list(range(task.num_outputs))
+    names = source.run.get("labels") or [str(number) for number in range(task.num_outputs)]
+    order = outputs_of_classes(task, names)
+    if order is None:
+        raise ValueError(
+            f"{source.workdir} answers with {', '.join(names)}, task {task.name} has "
+            f"{' or '.join(', '.join(row) for row in task.spellings)}: give the task that it was "
+            "trained on, or import it again with these names as id2label of its config.json"
+        )
+    if are_numbers(task, names):
+        logging.warning(
+            "the outputs of %s have only numbers: they are taken for %s",
+            source.workdir,
+            ", ".join(f"{order[i]} = {row[-1]}" for i, row in enumerate(zip(*task.spellings))),
+        )
+    return order
+
+
+def has_classifier_of(source: Source, task: GlueTask) -> bool:
+    """Whether a checkpoint's classifier, if it has one, is one of the task and not only as wide: of
+    a run on the task, or imported with the task's labels in its order. Numbers name no labels."""
+    if "task" in source.run:
+        return source.run["task"] == task.name
+    labels = [label.lower() for label in source.run.get("labels", [])]
+    named = [list(names or ()) for names in (task.label_names, task.tfds_label_names)]
+    return (
+        source.objective == classification(task.num_outputs)
+        and labels in named
+        and not any(label.isdecimal() for label in labels)
+    )

@@ -1,0 +1,124 @@
+"""How good parameters are on data that were held out: a corpus's text, a task's dev splits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+import tqdm
+
+from bipft_jax.data import glue_batches, glue_metrics
+from bipft_jax.data.glue import GlueTask
+from bipft_jax.training import sharding
+from bipft_jax.training.objectives.objective import Examples, FromCorpus
+from bipft_jax.training.state import Params
+
+EVALUATION_ROWS = 32  # held-out sequences a shard evaluates at a time, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out batches of a run: the first examples of a corpus's validation split.
+
+    Used are `sequences` of them (0, or more than there are: one epoch), less what is left over when
+    they are dealt evenly to the mesh's `data` x `fsdp` shards: 1,024 are the same 1,024 on every
+    mesh of 1, 2, 4, ... 1,024 shards. A shard gets at least one, and `EVALUATION_ROWS` at most of a
+    batch.
+
+    batches: the rows of each that this process holds, and how many the whole batch has.
+    """
+
+    mesh: jax.sharding.Mesh
+    batches: list[tuple[dict[str, np.ndarray], int]]
+
+    @classmethod
+    def of(cls, examples: Examples, sequences: int, mesh: jax.sharding.Mesh) -> HeldOut:
+        """Makes this process's rows."""
+        wanted = min(sequences or len(examples), len(examples))
+        shards = sharding.batch_shards(mesh)
+        used = max(wanted // shards, 1) * shards
+        batches = []
+        for first in range(0, used, EVALUATION_ROWS * shards):
+            size = min(EVALUATION_ROWS * shards, used - first)
+            batches.append((examples.at(first + sharding.process_rows(mesh, size)), size))
+        return cls(mesh, batches)
+
+    def __iter__(self) -> Iterator[dict[str, jax.Array]]:
+        """Global batches, each put on the devices when it is asked for."""
+        for batch, size in self.batches:
+            yield sharding.put_batch(self.mesh, batch, size)
+
+
+def held_out_metrics(
+    objective: FromCorpus,
+    step: Callable[[Params, dict[str, jax.Array]], dict[str, jax.Array]],
+    params: Params,
+    batches: Iterable[dict[str, jax.Array]],
+) -> dict[str, float]:
+    """The objective's metrics over some batches.
+
+    Arguments:
+      step: a jitted `evaluation_step`.
+      batches: taken one after another, so that the devices hold two at most.
+    """
+    results = []
+    for batch in batches:
+        results.append(step(params, batch))
+        jax.block_until_ready(results[-2:-1])
+    return objective.summarise(jax.device_get(results))
+
+
+def outputs(
+    predict: Callable[..., jax.Array],
+    params: Params,
+    split: glue_batches.EncodedSplit,
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+    progress: bool = False,
+) -> np.ndarray:
+    """Logits of all examples, in order: float32 [N, outputs].
+
+    Arguments:
+      predict: a jitted `prediction_step`.
+      batch_size: a multiple of the mesh's shards of a batch.
+      progress: show a bar.
+    """
+    numbers, logits = [], []
+    batches = glue_batches.evaluation_batches(split, batch_size)
+    total = -(-len(split) // batch_size)
+    for examples, batch in tqdm.tqdm(batches, total=total, unit="batch", disable=not progress):
+        numbers.append(examples)
+        logits.append(predict(params, sharding.put_batch(mesh, batch)))
+    found = np.concatenate(jax.device_get(logits))[: len(split)]
+    in_order = np.empty_like(found)
+    in_order[np.concatenate(numbers)] = found
+    return in_order
+
+
+def task_scores(
+    predict: Callable[..., jax.Array],
+    params: Params,
+    task: GlueTask,
+    splits: dict[str, glue_batches.EncodedSplit],
+    batch_size: int,
+    mesh: jax.sharding.Mesh,
+) -> dict[str, float]:
+    """Scores on every split; see `named_by_split`. Arguments are those of `outputs`."""
+    return named_by_split(
+        {
+            name: glue_metrics.evaluate(
+                task, outputs(predict, params, split, batch_size, mesh), split.labels
+            )
+            for name, split in splits.items()
+        }
+    )
+
+
+def named_by_split(by_split: dict[str, dict[str, float]]) -> dict[str, float]:
+    """One dictionary of scores: those of the first split under their own names, those of further
+    ones as METRIC_SPLIT."""
+    first, *others = by_split
+    further = {f"{key}_{name}": v for name in others for key, v in by_split[name].items()}
+    return by_split[first] | further

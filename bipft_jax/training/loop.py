@@ -1,0 +1,265 @@
+"""The one loop of training. Pretraining and each seed of a finetuning are a `Course` of it.
+
+The order, which is written here and nowhere else. For every update:
+
+1. the next batch, which is on the devices already, and the update;
+2. the log point before is read and written: one update late, so that the devices never wait;
+3. every `log_every` updates a log point is asked for: means of the metrics, learning rate, flips of
+   binary weights, learned scales;
+4. where the course says so, what is unread is read, the held-out data are evaluated, and the state
+   is saved with the scores;
+5. where a stop was asked for, what is unread is read, the state is saved, and the process ends.
+
+Nothing goes to or from the devices unasked while it lasts (`jax.transfer_guard`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from bipft_jax.training import sharding, weight_statistics
+from bipft_jax.training import state as states
+from bipft_jax.training import step as steps
+from bipft_jax.training.checkpoints import Checkpointer
+from bipft_jax.training.objectives.objective import Batch, Objective, Teacher
+from bipft_jax.training.processes import interruption
+from bipft_jax.training.profiling import profiling
+from bipft_jax.training.state import Params, TrainState
+from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """A model that learns, and its programs, which are compiled once for all courses.
+
+    schedule: the optimiser's learning rate by update. accumulation: micro-batches of an update.
+    teacher: whose parameters `run` is given.
+    """
+
+    objective: Objective
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    mesh: Mesh
+    accumulation: int = 1
+    teacher: Teacher | None = None
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and places of the state."""
+        params = self.objective.abstract_params(self.model.config)
+        return sharding.placed(self.mesh, states.abstract_state(params, self.optimizer))
+
+    @property
+    def places(self) -> TrainState:
+        """A sharding for each array of the state."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+
+    @functools.cached_property
+    def update(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+        """(state, teacher's parameters, seed, batch, dropout) -> (state, metrics); the state given
+        is gone afterwards."""
+        whole = sharding.replicated(self.mesh)
+        return jax.jit(
+            steps.update(self.objective, self.model, self.optimizer, **self._options),
+            in_shardings=(self.places, None, whole, sharding.batch_sharding(self.mesh)),
+            out_shardings=(self.places, whole),
+            donate_argnums=0,
+            static_argnums=4,
+        )
+
+    @functools.cached_property
+    def gradients(self) -> Callable[..., tuple[Params, dict[str, jax.Array]]]:
+        """The gradients and metrics of the same arguments as `update`'s."""
+        gradients_of = steps.gradients(self.objective, self.model, **self._options)
+        return jax.jit(gradients_of, static_argnums=4)
+
+    @functools.cached_property
+    def codes(self) -> Callable[[Params], dict[str, jax.Array]]:
+        """The codes of the binary weights of some parameters."""
+        quantizer = self.model.config.recipe.weight
+        return jax.jit(lambda params: weight_statistics.binary_codes(params, quantizer))
+
+    @functools.cached_property
+    def statistics(self) -> Callable[..., dict[str, jax.Array]]:
+        """(codes before, codes after, state) -> flips, scales and `skipped_in_row`."""
+        return jax.jit(
+            lambda before, after, state: {
+                "skipped_in_row": jnp.copy(state.skipped_in_row),  # the state is donated
+                **weight_statistics.flip_ratios(before, after),
+                **weight_statistics.scales(state.params),
+            }
+        )
+
+    @functools.cached_property
+    def add(self) -> Callable[[Any, Any], Any]:
+        """The sum of two dictionaries of metrics, of which the first is gone afterwards."""
+        return jax.jit(lambda total, new: jax.tree.map(jnp.add, total, new), donate_argnums=0)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"accumulation": self.accumulation, "teacher": self.teacher}
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """One run of the loop: from which batches to which files.
+
+    config: `log_every`, `max_skipped_updates` and `profile_steps` are read from it.
+    directory: receives metrics.jsonl, TensorBoard files and traces.
+    label, held_out: of its progress lines, and of those with held-out scores.
+    last: updates in all. seed: of dropout.
+    batches: (first, last) -> global batches of the updates from `first` to `last` - 1, on the mesh.
+    rates: what an update does, as `ThroughputMeter` takes it.
+    described: `config` and `tokenizer` of its checkpoints.
+    evaluated: of a number of made updates, whether to evaluate and save after it.
+    evaluate: (parameters, number of made updates) -> held-out scores; raises FloatingPointError for
+      a state that is not to be saved.
+    dropout: of an update's number, from 0, whether the student has any.
+    examples: of an update's number, from 0, the words for its batch in a message.
+    after_divergence: what to do about updates that are not finite.
+    """
+
+    config: ml_collections.ConfigDict
+    directory: str | os.PathLike[str]
+    label: str
+    held_out: str
+    last: int
+    seed: int
+    batches: Callable[[int, int], Iterator[Batch]]
+    rates: Mapping[str, float]
+    described: Mapping[str, Mapping[str, Any]]
+    evaluated: Callable[[int], bool]
+    evaluate: Callable[[Params, int], dict[str, float]]
+    examples: Callable[[int], str]
+    after_divergence: str
+    dropout: Callable[[int], bool] = lambda update: True
+
+
+def run(
+    learner: Learner,
+    course: Course,
+    checkpointer: Checkpointer,
+    state: TrainState,
+    teacher_params: Params | None = None,
+) -> TrainState:
+    """Trains from a state to the course's last update, inside of `sharding.on(learner.mesh)`.
+
+    Arguments:
+      state: is gone afterwards.
+      teacher_params: of `learner.teacher`, on the mesh.
+
+    Returns: the final state, as it was saved.
+
+    Raises: FloatingPointError when losses or gradients are not finite any more; SystemExit (0)
+      after SIGTERM, when the state has been saved.
+    """
+    config, last = course.config, course.last
+    start = step = int(state.step)
+    meter = ThroughputMeter(total_steps=last, per_step=course.rates)
+    seed = sharding.put(learner.mesh, np.int32(course.seed))
+    codes = learner.codes(state.params)
+    totals, counted = None, 0  # sums of metrics since the last log point
+    unread: tuple[int, int, dict[str, Any], dict[str, Any]] | None = None  # a log point
+
+    with (
+        Telemetry(
+            course.directory,
+            name=course.label,
+            start_step=start,
+            total_steps=last,
+            shown=learner.objective.shown,
+        ) as telemetry,
+        profiling(config.profile_steps, os.path.join(course.directory, "profile")) as profile,
+        interruption() as interrupted,
+        jax.transfer_guard("disallow"),
+    ):
+
+        def read() -> None:
+            nonlocal unread
+            if unread is None:
+                return
+            (at, count, sums, values), unread = jax.device_get(unread), None
+            skipped = values.pop("skipped_in_row")
+            with jax.transfer_guard("allow"):  # a schedule computes on a device, from a number
+                rate = learner.schedule(at - 1)
+            with np.errstate(invalid="ignore"):  # NaN where no update was made
+                means = steps.mean_metrics(sums, count)
+            telemetry.log(at, {**means, "learning_rate": rate, **values, **meter.rates(at)})
+            limit = config.max_skipped_updates
+            # The state is an update further, which may have been a good one.
+            if skipped >= limit and jax.device_get(state.skipped_in_row) >= limit:
+                with jax.transfer_guard("allow"):
+                    raise FloatingPointError(
+                        _diverged(learner, course, state, teacher_params, seed, batch)
+                    )
+
+        def save(scores: dict[str, float] | None = None) -> None:
+            states.require_finite(state.params)
+            checkpointer.save(step, state, **course.described, metrics=scores)
+
+        profile.after(step, state)
+        for batch in course.batches(start, last):
+            dropout = course.dropout(step)
+            state, metrics = learner.update(state, teacher_params, seed, batch, dropout)
+            step += 1
+            profile.after(step, state)
+            totals = metrics if totals is None else learner.add(totals, metrics)
+            counted += 1
+            read()
+            if step == start + 1:
+                jax.block_until_ready(state.step)
+                meter.restart(step)
+            stopping = interrupted.requested() and step < last
+            if step % config.log_every == 0 or step == last or stopping:
+                new_codes = learner.codes(state.params)
+                unread = step, counted, totals, learner.statistics(codes, new_codes, state)
+                codes, totals, counted = new_codes, None, 0
+            if course.evaluated(step):
+                read()
+                jax.block_until_ready(state.step)
+                meter.rates(step)  # up to here it was training
+                with jax.transfer_guard("allow"):
+                    scores = course.evaluate(state.params, step)
+                    telemetry.log(step, scores, split=course.held_out)
+                    save(scores)
+                meter.restart(step)
+            if stopping:
+                read()
+                with jax.transfer_guard("allow"):
+                    interrupted.stop(step, checkpointer, save)
+    checkpointer.wait()
+    return state
+
+
+def _diverged(
+    learner: Learner,
+    course: Course,
+    state: TrainState,
+    teacher_params: Params | None,
+    seed: jax.Array,
+    batch: Batch,
+) -> str:
+    """The message of a run that makes no updates any more; batch: the latest, whose update was
+    skipped."""
+    step, skipped = int(state.step), int(state.skipped_in_row)
+    before, dropout = state.replace(step=state.step - 1), course.dropout(step - 1)
+    gradients, _ = learner.gradients(before, teacher_params, seed, batch, dropout)
+    bad = states.not_finite(gradients)
+    where = f"the gradient of {bad[0]} and {len(bad) - 1} others" if bad else "the loss"
+    return (
+        f"{skipped} updates in a row were skipped, from update {step - skipped + 1} on: {where} is "
+        f"not finite at update {step} ({course.examples(step - 1)}). {course.after_divergence}"
+    )

@@ -1,0 +1,1 @@
+"""What a model learns: one file for each objective, and the table of them."""

@@ -16,14 +16,14 @@ import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from bipft_jax.data.glue import TASKS
+from bipft_jax.data.glue.tasks import TASKS
 from bipft_jax.errors import unknown_name
 from bipft_jax.models.recipes import RECIPES, SIZES
 from bipft_jax.models.remat import REMAT_POLICIES
+from bipft_jax.objectives.table import OBJECTIVES
+from bipft_jax.objectives.task_distillation import DISTILLATIONS
 from bipft_jax.quantization.arithmetic import BACKWARD_MODES, COMPUTE_MODES
-from bipft_jax.training.objectives.table import OBJECTIVES
 from bipft_jax.training.profiling import profile_range
-from bipft_jax.training.task_distillation import DISTILLATIONS
 
 ALL_TASKS = "all"  # the task that stands for every one of the benchmark
 

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bipft_jax.checkpoints.source import Source, load_source
 from bipft_jax.data.tokenizers import Tokenizer
 from bipft_jax.models.bert import BertForPreTraining
-from bipft_jax.training.warm_start import Source, load_source
 
 MASK = "[MASK]"
 

@@ -17,27 +17,9 @@ from typing import Any
 import jax
 import ml_collections
 
-from bipft_jax.config_keys import check_keys
-from bipft_jax.data import glue, glue_batches, glue_metrics
-from bipft_jax.models.recipes import recipe_named
-from bipft_jax.results import RESULT_NAME, of_seed, read_result, summarise, table
-from bipft_jax.stages import Stage, make_stages, make_teacher
-from bipft_jax.training import loop, sharding
-from bipft_jax.training.checkpoints import Checkpointer
-from bipft_jax.training.classifiers import has_classifier_of
-from bipft_jax.training.evaluation import named_by_split, task_scores
-from bipft_jax.training.loop import Course
-from bipft_jax.training.processes import interruption, is_first, say
-from bipft_jax.training.start import first_state, restored
-from bipft_jax.training.state import TrainState
-from bipft_jax.training.task_distillation import DISTILLATIONS
-from bipft_jax.training.warm_start import (
-    Source,
-    checkpoint_description,
-    load_input,
-    load_source,
-)
-from bipft_jax.training.workdir import (
+from bipft_jax.checkpoints.manager import Checkpointer
+from bipft_jax.checkpoints.source import Source, checkpoint_description, load_input, load_source
+from bipft_jax.checkpoints.workdir import (
     Inputs,
     absolute,
     check_workdir,
@@ -46,6 +28,21 @@ from bipft_jax.training.workdir import (
     recorded_inputs,
     write_json,
 )
+from bipft_jax.config_keys import check_keys
+from bipft_jax.data.glue import batches as glue_batches
+from bipft_jax.data.glue import metrics as glue_metrics
+from bipft_jax.data.glue import tasks as glue
+from bipft_jax.models.recipes import recipe_named
+from bipft_jax.objectives.task_distillation import DISTILLATIONS
+from bipft_jax.processes import interruption, is_first, say
+from bipft_jax.reports.results import RESULT_NAME, of_seed, read_result, summarise, table
+from bipft_jax.stages import Stage, make_stages, make_teacher
+from bipft_jax.training import loop, sharding
+from bipft_jax.training.classifiers import has_classifier_of
+from bipft_jax.training.evaluation import named_by_split, task_scores
+from bipft_jax.training.loop import Course
+from bipft_jax.training.start import first_state, restored
+from bipft_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,7 @@ import ml_collections
 import numpy as np
 
 from bipft_jax import finetune
-from bipft_jax.config_keys import ALL_TASKS, check_keys
-from bipft_jax.data import glue
-from bipft_jax.results import RESULT_NAME, statistics
-from bipft_jax.training.processes import interruption, is_first, say
-from bipft_jax.training.workdir import (
+from bipft_jax.checkpoints.workdir import (
     absolute,
     check_workdir,
     claim_workdir,
@@ -26,6 +22,10 @@ from bipft_jax.training.workdir import (
     recorded_inputs,
     write_json,
 )
+from bipft_jax.config_keys import ALL_TASKS, check_keys
+from bipft_jax.data.glue import tasks as glue
+from bipft_jax.processes import interruption, is_first, say
+from bipft_jax.reports.results import RESULT_NAME, statistics
 
 # Entries that papers count; neither counts WNLI. The scores are our selection metrics on the
 # development sets, not F1 and Spearman on the test sets as in BERT's own table.

@@ -20,14 +20,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bipft_jax.data import glue, glue_batches
+from bipft_jax.checkpoints.source import Source, load_source
+from bipft_jax.data.glue import batches as glue_batches
+from bipft_jax.data.glue import tasks as glue
 from bipft_jax.paths import require_local, require_writable
-from bipft_jax.results import RESULT_NAME, read_result
+from bipft_jax.reports.results import RESULT_NAME, read_result
 from bipft_jax.training import sharding
 from bipft_jax.training.classifiers import class_outputs, require_number_of_outputs
 from bipft_jax.training.evaluation import outputs
 from bipft_jax.training.step import prediction_step
-from bipft_jax.training.warm_start import Source, load_source
 
 _BATCH_SIZE = 32
 _MAX_LENGTH = 128  # of a model that was imported, whose run says nothing

@@ -19,30 +19,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from bipft_jax.config_keys import check_keys
-from bipft_jax.data.corpus import Corpus, load_corpus
-from bipft_jax.data.pretraining import pretraining_batches
-from bipft_jax.models.recipes import bert_config, recipe_named
-from bipft_jax.results import RESULT_NAME, of_pretraining, of_seed
-from bipft_jax.training import loop, sharding
-from bipft_jax.training.checkpoints import Checkpointer, verify_tokenizer
-from bipft_jax.training.evaluation import HeldOut, held_out_metrics
-from bipft_jax.training.flops import update_flops
-from bipft_jax.training.loop import Course, Learner
-from bipft_jax.training.objectives.objective import Examples, FromCorpus, Teacher
-from bipft_jax.training.objectives.table import objective_named
-from bipft_jax.training.optimizer import adamw, linear_schedule
-from bipft_jax.training.processes import interruption, is_first, say
-from bipft_jax.training.start import first_state, restored
-from bipft_jax.training.state import Params, TrainState
-from bipft_jax.training.step import evaluation_step
-from bipft_jax.training.warm_start import (
+from bipft_jax.checkpoints.manager import Checkpointer, verify_tokenizer
+from bipft_jax.checkpoints.source import (
     Source,
     checkpoint_description,
     load_input,
     require_initialised_scales,
 )
-from bipft_jax.training.workdir import (
+from bipft_jax.checkpoints.workdir import (
     absolute,
     check_inputs,
     check_workdir,
@@ -51,6 +35,23 @@ from bipft_jax.training.workdir import (
     recorded_inputs,
     write_json,
 )
+from bipft_jax.config_keys import check_keys
+from bipft_jax.data.corpus.corpus import Corpus, load_corpus
+from bipft_jax.data.corpus.pretraining import pretraining_batches
+from bipft_jax.models.parameters import Params
+from bipft_jax.models.recipes import bert_config, recipe_named
+from bipft_jax.objectives.objective import Examples, FromCorpus, Teacher
+from bipft_jax.objectives.table import objective_named
+from bipft_jax.processes import interruption, is_first, say
+from bipft_jax.reports.results import RESULT_NAME, of_pretraining, of_seed
+from bipft_jax.training import loop, sharding
+from bipft_jax.training.evaluation import HeldOut, held_out_metrics
+from bipft_jax.training.flops import update_flops
+from bipft_jax.training.loop import Course, Learner
+from bipft_jax.training.optimizer import adamw, linear_schedule
+from bipft_jax.training.start import first_state, restored
+from bipft_jax.training.state import TrainState
+from bipft_jax.training.step import evaluation_step
 
 _EVALUATION_SEED = 0  # held-out examples are the same for every run on a corpus
 

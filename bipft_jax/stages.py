@@ -13,22 +13,22 @@ import jax
 import ml_collections
 import optax
 
-from bipft_jax.data import glue
+from bipft_jax.checkpoints.manager import verify_tokenizer
+from bipft_jax.checkpoints.source import Source, require_initialised_scales, warm_started
+from bipft_jax.data.glue import tasks as glue
 from bipft_jax.models.recipes import recipe_named
-from bipft_jax.training import sharding
-from bipft_jax.training.checkpoints import verify_tokenizer
-from bipft_jax.training.classifiers import require_outputs
-from bipft_jax.training.loop import Learner
-from bipft_jax.training.objectives.classification import classification
-from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
-from bipft_jax.training.step import prediction_step
-from bipft_jax.training.task_distillation import (
+from bipft_jax.objectives.classification import classification
+from bipft_jax.objectives.task_distillation import (
     DISTILLATIONS,
     Distillation,
     TaskTeacher,
     bit_distillation_of_scores,
 )
-from bipft_jax.training.warm_start import Source, require_initialised_scales, warm_started
+from bipft_jax.training import sharding
+from bipft_jax.training.classifiers import require_outputs
+from bipft_jax.training.loop import Learner
+from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
+from bipft_jax.training.step import prediction_step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,6 @@ import dataclasses
 import hashlib
 import itertools
 import math
-import os
 import re
 import statistics
 import time
@@ -39,9 +38,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bipft_jax.paths import require_local
-from bipft_jax.results import Scores, finished_scores
-from bipft_jax.training.workdir import changed_inputs, recorded_inputs
+from bipft_jax.checkpoints.workdir import changed_inputs, recorded_inputs
+from bipft_jax.paths import replacing, require_local
+from bipft_jax.reports.results import Scores, finished_scores
 
 TABLE_NAME = "sweep.csv"
 FIGURE_NAME = "sweep.png"
@@ -263,7 +262,7 @@ def _seeds(point: Mapping[str, Any]) -> tuple[int | None, ...]:
 def write_table(table: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Replaces a CSV file by the rows, with a column for every key that any of them has."""
     columns = list(dict.fromkeys(key for row in table for key in row))
-    with _replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(table)
@@ -274,19 +273,8 @@ def write_report(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> No
     points, workdir = list(points), Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     write_table(rows(points, workdir), workdir / TABLE_NAME)
-    with _replacing(workdir / FIGURE_NAME) as temporary:
+    with replacing(workdir / FIGURE_NAME) as temporary:
         figure(points, workdir).savefig(temporary, dpi=120, format="png")
-
-
-@contextlib.contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
-    """A file to write, put in the place of another in one step: never half of it is there."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass

@@ -5,7 +5,7 @@
 
 RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. TASK: cola, sst2, mrpc, stsb,
 rte, wnli, qnli, qqp, mnli, all of these (`all`, with averages over those that papers count), or
-documentation (`python -m bipft_jax.data.documentation`). Size and tokenizer come from `init_from`.
+documentation (`python -m bipft_jax.data.glue.documentation`). Size and tokenizer come from `init_from`.
 
 Scores are those of the best update on the first dev split; result.json also has the last update's,
 with which the reference scores MNLI-mm (SPEC quirk 14).
@@ -58,7 +58,7 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     # Data
     config.task = task or "sst2"
     # Directory that holds CoLA/, SST-2/, ... as the benchmark ships them, or glue/cola/, ... as
-    # TFDS prepares them (`bipft_jax/data/glue_tfds.py`).
+    # TFDS prepares them (`bipft_jax/data/glue/tfds.py`).
     config.glue_dir = ""
     config.max_length = 128  # tokens; longer sentences are cut, pairs longest first
     # Padded lengths that batches of like sentences come in: the longest and its half, quarter, ...;

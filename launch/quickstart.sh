@@ -42,7 +42,7 @@ $python -m bipft_jax.fill_mask --workdir "$runs/bipft_b" \
   "Return a new [MASK] object containing the result."
 
 echo; echo "== 5. finetuning: which package is a sentence about? Pretrained, and the same model not pretrained"
-$python -m bipft_jax.data.documentation --output "$runs/glue" --train 20
+$python -m bipft_jax.data.glue.documentation --output "$runs/glue" --train 20
 finetuning=(
   --config=configs/finetune.py:bipft_b,documentation --config.init_from="$runs/bipft_b"
   --config.glue_dir="$runs/glue" --config.max_length=64 --config.length_buckets=1

@@ -116,7 +116,7 @@ def checked_points(workdir: Path) -> list[dict]:
     """
     from bipft_jax import sweeps
     from bipft_jax.config_keys import check_keys  # imports jax, which takes a while
-    from bipft_jax.training.workdir import check_workdir
+    from bipft_jax.checkpoints.workdir import check_workdir
 
     points, source = swept_values(), "--values"
     if not points:

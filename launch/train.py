@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     # Imported late, so that --help and a mistyped flag answer at once.
     from bipft_jax import finetune_all, pretrain
     from bipft_jax.config_keys import check_keys
-    from bipft_jax.training import processes
+    from bipft_jax import processes
 
     programs = {"pretrain": pretrain.train, "finetune": finetune_all.train}
     with processes.failing_at_once():

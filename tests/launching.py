@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bipft_jax.data import corpus
-from bipft_jax.training.checkpoints import restore_params
-from bipft_jax.training.parameters import named_leaves
+from bipft_jax.checkpoints.manager import restore_params
+from bipft_jax.data.corpus import command as corpus_command
+from bipft_jax.models.parameters import named_leaves
 
 ROOT = Path(__file__).parents[1]
 WORDS = "the a cat dog bird tree house sees likes finds old new red big small runs sings".split()
@@ -38,7 +38,7 @@ def furnish(home):
     (home / "text.txt").write_text("\n\n".join(documents))
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *WORDS]
     (home / "vocab.txt").write_text("\n".join(vocabulary))
-    corpus.main(
+    corpus_command.main(
         [
             *("--input", str(home / "text.txt"), "--output", str(home / "corpus")),
             *("--tokenizer", str(home / "vocab.txt"), "--sequence_length", "24"),

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from bipft_jax import fill_mask, pretrain
-from bipft_jax.data.corpus import load_corpus
-from bipft_jax.data.pretraining import PretrainingExamples
+from bipft_jax.checkpoints.manager import restore_params
+from bipft_jax.data.corpus.corpus import load_corpus
+from bipft_jax.data.corpus.pretraining import PretrainingExamples
 from bipft_jax.data.tokenizers import train_sentencepiece
 from bipft_jax.training import evaluation, sharding
-from bipft_jax.training.checkpoints import restore_params
 from bipft_jax.training.telemetry import read_metrics
 from configs import pretrain as pretrain_config
 from tests.launching import CONFIG, PRETRAIN, WORDS, command, environment, run

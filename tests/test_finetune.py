@@ -10,26 +10,27 @@ import numpy as np
 import optax
 import pytest
 
-from bipft_jax import finetune, results, stages
-from bipft_jax.data import glue_batches
-from bipft_jax.data.glue import glue_task
+from bipft_jax import finetune, stages
+from bipft_jax.checkpoints.manager import Checkpointer, restore_params
+from bipft_jax.checkpoints.source import checkpoint_description, load_source
+from bipft_jax.data.glue import batches as glue_batches
+from bipft_jax.data.glue.tasks import glue_task
 from bipft_jax.data.tokenizers import WordPieceTokenizer
 from bipft_jax.models.bert import BertForSequenceClassification
+from bipft_jax.models.parameters import is_scale, named_leaves
 from bipft_jax.models.recipes import BertConfig, recipe_named
-from bipft_jax.training import sharding
-from bipft_jax.training import step as steps
-from bipft_jax.training.checkpoints import Checkpointer, restore_params
-from bipft_jax.training.parameters import named_leaves
-from bipft_jax.training.state import TrainState, is_scale, new_state
-from bipft_jax.training.task_distillation import (
+from bipft_jax.objectives.task_distillation import (
     DISTILLATIONS,
     TaskTeacher,
     behaviour,
     bit_distillation,
     bit_distillation_of_scores,
 )
+from bipft_jax.reports import results
+from bipft_jax.training import sharding
+from bipft_jax.training import step as steps
+from bipft_jax.training.state import TrainState, new_state
 from bipft_jax.training.telemetry import read_metrics
-from bipft_jax.training.warm_start import checkpoint_description, load_source
 from configs import finetune as finetune_config
 from tests.objectives import abstract_params, objective
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from bipft_jax import finetune, finetune_all
-from bipft_jax.data import glue
-from bipft_jax.results import finished_scores, summarise
+from bipft_jax.data.glue import tasks as glue
+from bipft_jax.reports.results import finished_scores, summarise
 from configs import finetune as finetune_config
 
 # Scores of seed 4; those of seed 7 are 0.1 higher.

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from bipft_jax import finetune, finetune_all, pretrain, sweeps
-from bipft_jax.data.corpus import load_corpus
-from bipft_jax.data.corpus_preparation import CorpusRequest, prepare_corpus
-from bipft_jax.data.documentation import write_task
+from bipft_jax.checkpoints.manager import Checkpointer
+from bipft_jax.checkpoints.source import load_source
+from bipft_jax.data.corpus.corpus import load_corpus
+from bipft_jax.data.corpus.preparation import CorpusRequest, prepare_corpus
+from bipft_jax.data.glue.documentation import write_task
 from bipft_jax.interop.convert import import_directory
 from bipft_jax.interop.hugging_face import write_directory
 from bipft_jax.paths import require_local
-from bipft_jax.training.checkpoints import Checkpointer
 from bipft_jax.training.telemetry import Telemetry
-from bipft_jax.training.warm_start import load_source
 from configs import finetune as finetune_config
 from configs import pretrain as pretrain_config
 from tests import launching
@@ -28,12 +28,12 @@ ADVICE = "mount the bucket"
 PREDICT = ["--workdir=run", "--input=in.tsv", "--output=out.tsv"]
 PREPARE = ["--input=*.txt", "--tokenizer=vocab.txt", "--output=corpus"]
 COMMANDS = {
-    "bipft_jax.data.corpus": [
+    "bipft_jax.data.corpus.__main__": [
         ["--validation_input=a.txt", f"--validation_input={REMOTE}/*.txt", *PREPARE],
         *([*PREPARE, f"--{name}={REMOTE}"] for name in ("input", "tokenizer", "output")),
         [*PREPARE, f"--input=tfds:{REMOTE}"],
     ],
-    "bipft_jax.data.documentation": [[f"--output={REMOTE}"]],
+    "bipft_jax.data.glue.documentation": [[f"--output={REMOTE}"]],
     "bipft_jax.predict": [
         [*PREDICT, f"--{name}={REMOTE}"] for name in ("workdir", "input", "output")
     ],

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from bipft_jax import predict
-from bipft_jax.data import glue, glue_batches
+from bipft_jax.checkpoints.source import Source
+from bipft_jax.data.glue import batches as glue_batches
+from bipft_jax.data.glue import tasks as glue
 from bipft_jax.data.tokenizers import WordPieceTokenizer
 from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
@@ -17,7 +19,6 @@ from bipft_jax.training import sharding
 from bipft_jax.training import step as steps
 from bipft_jax.training.classifiers import require_outputs
 from bipft_jax.training.evaluation import outputs
-from bipft_jax.training.warm_start import Source
 from tests.objectives import abstract_params, objective
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from bipft_jax.training.checkpoints import restore_params
+from bipft_jax.checkpoints.manager import restore_params
+from bipft_jax.models.parameters import named_leaves
 from bipft_jax.training.optimizer import adamw, linear_schedule
-from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import new_state, require_finite
 from bipft_jax.training.step import mean_metrics, next_state
 from bipft_jax.training.telemetry import read_metrics

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bipft_jax.data.corpus import Corpus, load_corpus
-from bipft_jax.data.corpus_preparation import TOKENIZER, CorpusRequest, prepare_corpus
-from bipft_jax.data.pretraining import PretrainingExamples, pretraining_batches
+from bipft_jax.data.corpus.corpus import Corpus, load_corpus
+from bipft_jax.data.corpus.preparation import TOKENIZER, CorpusRequest, prepare_corpus
+from bipft_jax.data.corpus.pretraining import PretrainingExamples, pretraining_batches
 from bipft_jax.paths import require_local
 
 Row = dict[str, Any]

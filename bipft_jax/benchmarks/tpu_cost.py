@@ -26,10 +26,10 @@ from jax.sharding import SingleDeviceSharding
 
 from bipft_jax.benchmarks import hlo_cost
 from bipft_jax.benchmarks.workload import Workload, add_workload_arguments, workload_of
+from bipft_jax.objectives.mlm_nsp import head_products
 from bipft_jax.paths import require_local
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 from bipft_jax.training.flops import update_flops
-from bipft_jax.training.objectives.mlm_nsp import head_products
 
 Row = dict[str, Any]
 

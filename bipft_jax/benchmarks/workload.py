@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from bipft_jax.data.pretraining import max_predictions
+from bipft_jax.data.corpus.pretraining import max_predictions
 from bipft_jax.models.recipes import RECIPES, SIZES, BertConfig, bert_config, recipe_named
 from bipft_jax.models.remat import REMAT_POLICIES
+from bipft_jax.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES, check_modes
-from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import (
     TrainState,

@@ -1,1 +1,1 @@
-"""Text and GLUE data: tokenizers, the prepared corpus, pretraining examples, GLUE batches."""
+"""Text and GLUE data: tokenizers, the corpus and its examples, tasks and their batches."""

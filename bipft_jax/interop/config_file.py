@@ -14,13 +14,7 @@ import numpy as np
 
 from bipft_jax.interop.torch_weights import low_ranks, quantizer_names
 from bipft_jax.json_text import parse_json
-from bipft_jax.models.recipes import (
-    DIMENSIONS,
-    RECIPES,
-    BertConfig,
-    config_of,
-    recipe_named,
-)
+from bipft_jax.models.recipes import DIMENSIONS, RECIPES, BertConfig, config_of, recipe_named
 
 CONFIG_NAME = "config.json"
 OWN_TYPE = "bipft_jax"  # the model_type of binary models, and the key that holds the architecture

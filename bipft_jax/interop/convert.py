@@ -20,6 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bipft_jax.checkpoints.manager import Checkpointer
+from bipft_jax.checkpoints.source import Source, checkpoint_description, load_source
+from bipft_jax.checkpoints.workdir import claim_workdir
 from bipft_jax.interop.hugging_face import (
     read_directory,
     require_empty,
@@ -27,13 +30,10 @@ from bipft_jax.interop.hugging_face import (
     write_directory,
 )
 from bipft_jax.interop.model_card import heads
+from bipft_jax.models.parameters import is_scale, named_leaves
 from bipft_jax.models.recipes import RECIPES
 from bipft_jax.paths import require_local
-from bipft_jax.training.checkpoints import Checkpointer
-from bipft_jax.training.parameters import named_leaves
-from bipft_jax.training.state import is_scale, new_state
-from bipft_jax.training.warm_start import Source, checkpoint_description, load_source
-from bipft_jax.training.workdir import claim_workdir
+from bipft_jax.training.state import new_state
 
 _EXAMPLES = """examples:
   # BERT as start and teacher of a binary model; the corpus must have its vocab.txt

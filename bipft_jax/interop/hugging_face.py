@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from bipft_jax.data.glue import TASKS
+from bipft_jax.checkpoints.source import Source
+from bipft_jax.checkpoints.workdir import absolute
+from bipft_jax.data.glue.tasks import TASKS
 from bipft_jax.data.tokenizer_json import added_tokens, is_of_hugging_face
 from bipft_jax.data.tokenizers import (
     CLS,
@@ -54,12 +56,10 @@ from bipft_jax.interop.torch_weights import (
     without_surplus_rows,
 )
 from bipft_jax.interop.weight_files import SAFETENSORS_NAME, read_weights
+from bipft_jax.models.parameters import check_parameters, named_leaves
 from bipft_jax.models.recipes import RECIPES, BertConfig, architecture
-from bipft_jax.training.objectives.classification import classification
-from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
-from bipft_jax.training.parameters import check_parameters, named_leaves
-from bipft_jax.training.warm_start import Source
-from bipft_jax.training.workdir import absolute
+from bipft_jax.objectives.classification import classification
+from bipft_jax.objectives.mlm_nsp import MLM_NSP
 
 CARD_NAME = "README.md"
 VOCABULARY_NAME, SENTENCEPIECE_NAME = "vocab.txt", "spiece.model"

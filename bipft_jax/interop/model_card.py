@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bipft_jax.checkpoints.source import Source
 from bipft_jax.data.tokenizers import WordPieceTokenizer
-from bipft_jax.training.parameters import named_leaves
-from bipft_jax.training.warm_start import Source
+from bipft_jax.models.parameters import named_leaves
 
 _BIPFT = "BiPFT, Xing et al. 2023, arXiv:2312.08937"
 _BIT = "BiT, Liu et al. 2022, arXiv:2205.13016"

@@ -17,10 +17,9 @@ import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from bipft_jax.models.parameters import Params, is_scale, named_leaves
 from bipft_jax.models.recipes import BertConfig
-from bipft_jax.training.objectives.objective import Objective
-from bipft_jax.training.parameters import named_leaves
-from bipft_jax.training.state import Params, is_scale
+from bipft_jax.objectives.objective import Objective
 
 _STACK = "bert/encoder/layers/"
 _LAYER = "bert.encoder.layer.{}."

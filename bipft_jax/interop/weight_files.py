@@ -10,8 +10,8 @@ import numpy as np
 import safetensors
 import safetensors.flax
 
+from bipft_jax.checkpoints.files import reason
 from bipft_jax.json_text import parse_json
-from bipft_jax.training.checkpoint_files import reason
 
 SAFETENSORS_NAME, PICKLE_NAME = "model.safetensors", "pytorch_model.bin"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 
 from bipft_jax.errors import unknown_name
-from bipft_jax.models.fused_attention import SIGNED, UNSIGNED
 from bipft_jax.quantization.quantizers import (
     ElasticSigned,
     ElasticUnsigned,
@@ -60,7 +59,7 @@ class Recipe:
     def fusible_attention(self) -> bool:
         """Whether `fused_attention.py` has its attention: softmax, all operands 1-bit elastic."""
         operands = self.query_key_value, self.attention_probs
-        return self.softmax and operands == (SIGNED, UNSIGNED)
+        return self.softmax and operands == (ElasticSigned(), ElasticUnsigned())
 
 
 _BIPFT_A = Recipe(

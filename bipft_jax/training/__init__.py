@@ -1,1 +1,1 @@
-"""Losses, optimiser, state, sharding, checkpoints and telemetry of the two training loops."""
+"""The loop and what it calls: update, optimiser, state, sharding, evaluation, telemetry."""

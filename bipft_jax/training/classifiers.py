@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-from bipft_jax.data.glue import GlueTask
-from bipft_jax.data.glue_labels import are_numbers, outputs_of_classes
-from bipft_jax.training.objectives.classification import classification
-from bipft_jax.training.warm_start import Source
+from bipft_jax.checkpoints.source import Source
+from bipft_jax.data.glue.labels import are_numbers, outputs_of_classes
+from bipft_jax.data.glue.tasks import GlueTask
+from bipft_jax.objectives.classification import classification
 
 
 def require_number_of_outputs(source: Source, task: GlueTask) -> None:

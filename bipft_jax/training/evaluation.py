@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import tqdm
 
-from bipft_jax.data import glue_batches, glue_metrics
-from bipft_jax.data.glue import GlueTask
+from bipft_jax.data.glue import batches as glue_batches
+from bipft_jax.data.glue import metrics as glue_metrics
+from bipft_jax.data.glue.tasks import GlueTask
+from bipft_jax.models.parameters import Params
+from bipft_jax.objectives.objective import Examples, FromCorpus
 from bipft_jax.training import sharding
-from bipft_jax.training.objectives.objective import Examples, FromCorpus
-from bipft_jax.training.state import Params
 
 EVALUATION_ROWS = 32  # held-out sequences a shard evaluates at a time, at most
 

@@ -29,14 +29,15 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from bipft_jax.checkpoints.manager import Checkpointer
+from bipft_jax.models.parameters import Params
+from bipft_jax.objectives.objective import Batch, Objective, Teacher
+from bipft_jax.processes import interruption
 from bipft_jax.training import sharding, weight_statistics
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
-from bipft_jax.training.checkpoints import Checkpointer
-from bipft_jax.training.objectives.objective import Batch, Objective, Teacher
-from bipft_jax.training.processes import interruption
 from bipft_jax.training.profiling import profiling
-from bipft_jax.training.state import Params, TrainState
+from bipft_jax.training.state import TrainState
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
 
 
@@ -93,15 +94,19 @@ class Learner:
         return jax.jit(lambda params: weight_statistics.binary_codes(params, quantizer))
 
     @functools.cached_property
-    def statistics(self) -> Callable[..., dict[str, jax.Array]]:
-        """(codes before, codes after, state) -> flips, scales and `skipped_in_row`."""
-        return jax.jit(
-            lambda before, after, state: {
+    def statistics(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
+        """(codes before, state) -> (codes now; flips, scales and `skipped_in_row`). One program:
+        where there is little to compute, calling one is what costs."""
+
+        def values_of(before: dict[str, jax.Array], state: TrainState):
+            now = self.codes(state.params)
+            return now, {
                 "skipped_in_row": jnp.copy(state.skipped_in_row),  # the state is donated
-                **weight_statistics.flip_ratios(before, after),
+                **weight_statistics.flip_ratios(before, now),
                 **weight_statistics.scales(state.params),
             }
-        )
+
+        return jax.jit(values_of)
 
     @functools.cached_property
     def add(self) -> Callable[[Any, Any], Any]:
@@ -224,9 +229,8 @@ def run(
                 meter.restart(step)
             stopping = interrupted.requested() and step < last
             if step % config.log_every == 0 or step == last or stopping:
-                new_codes = learner.codes(state.params)
-                unread = step, counted, totals, learner.statistics(codes, new_codes, state)
-                codes, totals, counted = new_codes, None, 0
+                codes, values = learner.statistics(codes, state)
+                unread, totals, counted = (step, counted, totals, values), None, 0
             if course.evaluated(step):
                 read()
                 jax.block_until_ready(state.step)

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bipft_jax.training.parameters import is_stacked, path_name
-from bipft_jax.training.state import is_scale
+from bipft_jax.models.parameters import is_scale, is_stacked, path_name
 
 
 def linear_schedule(

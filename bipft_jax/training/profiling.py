@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from bipft_jax.training.processes import say
+from bipft_jax.processes import say
 
 
 class Profile:

@@ -35,8 +35,8 @@ from bipft_jax.models.axes import (
     KERNELS,
     VOCABULARY,
 )
+from bipft_jax.models.parameters import is_stacked, path_name
 from bipft_jax.models.recipes import BertConfig
-from bipft_jax.training.parameters import is_stacked, path_name
 
 MESH_AXES = ("data", "fsdp", "tensor")
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from bipft_jax.checkpoints.manager import Checkpointer
+from bipft_jax.checkpoints.source import Source, warm_started
 from bipft_jax.data.tokenizers import Tokenizer
+from bipft_jax.models.parameters import Params
 from bipft_jax.training import sharding
 from bipft_jax.training import state as states
-from bipft_jax.training.checkpoints import Checkpointer
 from bipft_jax.training.loop import Learner
-from bipft_jax.training.state import Params, TrainState
-from bipft_jax.training.warm_start import Source, warm_started
+from bipft_jax.training.state import TrainState
 
 # In order of precedence, what a parameter begins as:
 # 1. a checkpoint in the workdir (`restored`): the run goes on from there, nothing below is read;

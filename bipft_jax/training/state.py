@@ -7,17 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bipft_jax.models.layers import SCALE_SUFFIX
-from bipft_jax.training.parameters import named_leaves
-
-Params = dict[str, Any]
-
+from bipft_jax.models.parameters import Params, is_scale, named_leaves
 
 @struct.dataclass
 class TrainState:
@@ -64,11 +59,6 @@ def require_finite(params: Params) -> None:
         )
 
 
-def is_scale(path: tuple[str, ...] | str) -> bool:
-    """Whether a parameter path names a learned quantization scale."""
-    return (path if isinstance(path, str) else path[-1]).endswith(SCALE_SUFFIX)
-
-
 def initial_params(
     model: nn.Module, key: jax.Array, *inputs: jax.Array, places: Any = None
 ) -> Params:
@@ -87,16 +77,6 @@ def initialization(model: nn.Module, places: Any = None) -> Callable[..., Params
     """The program of `initial_params`. Nothing but parameters leaves it, so that the compiler drops
     the forward pass with which Flax makes them."""
     return jax.jit(lambda key, *inputs: model.init(key, *inputs)["params"], out_shardings=places)
-
-
-def log_frequencies(counts: np.ndarray) -> np.ndarray:
-    """Log-probability of each piece by its count, one added to each: float32 [vocab].
-
-    As the first value of the MLM bias it spares the tied embedding from having to learn how
-    frequent words are. Adam's bias moves by at most the learning rate an update, so from zero it
-    takes thousands of updates to spread as far as the log frequencies do.
-    """
-    return np.log((counts + 1.0) / (counts.sum() + counts.size)).astype(np.float32)
 
 
 def calibrate(model: nn.Module, params: Params, *inputs: jax.Array) -> Params:

@@ -11,9 +11,10 @@ import optax
 from flax import linen as nn
 
 from bipft_jax.models.attention import STATISTICS
-from bipft_jax.training.losses import Batch
-from bipft_jax.training.objectives.objective import Objective, Teacher
-from bipft_jax.training.state import Params, TrainState, is_scale
+from bipft_jax.models.parameters import Params, is_scale
+from bipft_jax.objectives.losses import Batch
+from bipft_jax.objectives.objective import Objective, Teacher
+from bipft_jax.training.state import TrainState
 from bipft_jax.training.weight_statistics import attended_keys
 
 OPTIMIZER_SCOPE = "optimizer"

@@ -15,8 +15,9 @@ import numpy as np
 import tensorboardX
 import tqdm
 
-from bipft_jax.training.objectives.objective import Shown
-from bipft_jax.training.workdir import absolute
+from bipft_jax.checkpoints.workdir import absolute
+from bipft_jax.objectives.objective import Shown
+from bipft_jax.paths import replacing
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -261,12 +262,10 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _drop_lines_after(path: Path, step: int) -> None:
     kept = [record for record in read_metrics(path) if record["step"] <= step and step > 0]
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record) + "\n" for record in kept)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _number(name: str, value: Any) -> int | float:

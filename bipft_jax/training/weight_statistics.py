@@ -11,9 +11,8 @@ from flax.traverse_util import flatten_dict
 
 from bipft_jax.models.attention import ATTENDED_KEYS
 from bipft_jax.models.layers import BINARY_LINEARS
+from bipft_jax.models.parameters import Params, is_scale, is_stacked, named_leaves
 from bipft_jax.quantization.quantizers import Quantizer
-from bipft_jax.training.parameters import is_stacked
-from bipft_jax.training.state import Params, is_scale
 
 
 def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.Array]:
@@ -24,7 +23,7 @@ def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.A
     """
     if quantizer is None:
         return {}
-    flat = flatten_dict(params, sep="/")
+    flat = named_leaves(params)
     codes = {}
     for path, kernel in flat.items():
         site, _, leaf = path.rpartition("/")
@@ -49,7 +48,7 @@ def flip_ratios(before: dict[str, jax.Array], after: dict[str, jax.Array]) -> di
 
 def scales(params: Params) -> dict[str, jax.Array]:
     """Every learned scale, as `scales/SITE/LAYER`."""
-    flat = flatten_dict(params, sep="/")
+    flat = named_leaves(params)
     found = {path: jnp.atleast_1d(value) for path, value in flat.items() if is_scale(path)}
     return _per_layer("scales", found)
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from bipft_jax.data import bag_of_words, glue
+from bipft_jax.data.glue import bag_of_words
+from bipft_jax.data.glue import tasks as glue
 
 COLOURS, ANIMALS = ("red", "green", "blue", "grey"), ("cat", "dog", "cow", "hen")
 

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bipft_jax.data import corpus_builder, corpus_preparation, python_docs
-from bipft_jax.data.blocks import pack_document
-from bipft_jax.data.corpus import load_corpus, main
+from bipft_jax.data.corpus import preparation, python_docs
+from bipft_jax.data.corpus import builder as corpus_builder
+from bipft_jax.data.corpus.blocks import pack_document
+from bipft_jax.data.corpus.command import main
+from bipft_jax.data.corpus.corpus import load_corpus
 from bipft_jax.data.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
 
 WORDS = ["red", "green", "blue", "old", "new", "cat", "dog", "bird", "runs", "sleeps", "eats"]
@@ -229,8 +231,8 @@ def test_text_that_grows_while_it_is_prepared_is_refused(arguments, tmp_path, mo
         _write(tmp_path / "train.jsonl", _documents(61))
         return documents(self)
 
-    documents = corpus_preparation._Survey.documents
-    monkeypatch.setattr(corpus_preparation._Survey, "documents", survey)
+    documents = preparation._Survey.documents
+    monkeypatch.setattr(preparation._Survey, "documents", survey)
     with pytest.raises(SystemExit, match="The text changed while it was being prepared"):
         _prepare(arguments)
 
@@ -379,10 +381,10 @@ def test_python_docs_with_a_tokenizer_trained_on_its_train_split(tmp_path, monke
 
 
 def test_the_sample_for_a_tokenizer_is_bounded_and_evenly_spread(monkeypatch):
-    monkeypatch.setattr(corpus_preparation, "_SAMPLE_BYTES", 1000)
-    sample = corpus_preparation._Sample()
+    monkeypatch.setattr(preparation, "_SAMPLE_BYTES", 1000)
+    sample = preparation._Sample()
     for number in range(400):
-        document = corpus_preparation.Document(f"{number:04d}\n{number:04d}", "here", 9)
+        document = preparation.Document(f"{number:04d}\n{number:04d}", "here", 9)
         sample.add(number, document)
     numbers = [number for number, _ in sample.items]
     assert 100 <= len(numbers) <= 250

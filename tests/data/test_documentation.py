@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from bipft_jax.data import documentation, glue
+from bipft_jax.data.glue import documentation
+from bipft_jax.data.glue import tasks as glue
 
 LABELS = glue.TASKS["documentation"].label_names
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import tokenizers
 
-from bipft_jax.data import glue, glue_batches, glue_metrics
+from bipft_jax.data.glue import batches as glue_batches
+from bipft_jax.data.glue import metrics as glue_metrics
+from bipft_jax.data.glue import tasks as glue
 from bipft_jax.data.tokenizers import SPECIAL_PIECES, WordPieceTokenizer
 
 REAL_GLUE = Path(__file__).parents[3] / "shared" / "data" / "glue"

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from tensorflow_datasets.text.glue import Glue
 
-from bipft_jax.data import glue
+from bipft_jax.data.glue import tasks as glue
 
 SPLITS = {"mnli": ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")}
 BUILT = ("cola", "sst2", "qqp", "stsb", "rte", "mnli")

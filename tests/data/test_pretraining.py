@@ -13,10 +13,14 @@ from scipy import stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from bipft_jax.benchmarks import input as input_benchmark
-from bipft_jax.data.blocks import pack_document
-from bipft_jax.data.corpus import load_corpus
-from bipft_jax.data.corpus_preparation import CorpusRequest, prepare_corpus
-from bipft_jax.data.pretraining import PretrainingExamples, max_predictions, pretraining_batches
+from bipft_jax.data.corpus.blocks import pack_document
+from bipft_jax.data.corpus.corpus import load_corpus
+from bipft_jax.data.corpus.preparation import CorpusRequest, prepare_corpus
+from bipft_jax.data.corpus.pretraining import (
+    PretrainingExamples,
+    max_predictions,
+    pretraining_batches,
+)
 
 SPECIAL = frozenset([0, 7, 8, 9, 10])  # not all at the start, as in BERT's vocabulary
 FIRST_TEXT_ID = 100

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bipft_jax.data.sentences import split_document, split_sentences
+from bipft_jax.data.corpus.sentences import split_document, split_sentences
 
 
 @pytest.mark.parametrize(

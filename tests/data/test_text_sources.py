@@ -9,9 +9,10 @@ import pytest
 import tensorflow_datasets as tfds
 import zstandard
 
-from bipft_jax.data import docstrings, python_docs, text_sources
-from bipft_jax.data.sentences import split_sentences
-from bipft_jax.data.text_sources import open_sources
+from bipft_jax.data.corpus import docstrings, python_docs
+from bipft_jax.data.corpus import sources as text_sources
+from bipft_jax.data.corpus.sentences import split_sentences
+from bipft_jax.data.corpus.sources import open_sources
 
 TEXT = "One. Two.\nÜber drei.\n\n\n  \nZweites Dokument.\r\n\nDrittes"
 DOCUMENTS = ["One. Two.\nÜber drei.", "Zweites Dokument.", "Drittes"]

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from bipft_jax import fill_mask
+from bipft_jax.checkpoints.source import load_source
+from bipft_jax.checkpoints.workdir import check_workdir
 from bipft_jax.interop import convert
 from bipft_jax.interop.hugging_face import read_directory, write_directory
-from bipft_jax.training.objectives.classification import classification
-from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
-from bipft_jax.training.warm_start import load_source
-from bipft_jax.training.workdir import check_workdir
+from bipft_jax.objectives.classification import classification
+from bipft_jax.objectives.mlm_nsp import MLM_NSP
 from tests.interop.test_hugging_face import assert_same_bits, model, state_of, write
 
 

@@ -13,16 +13,15 @@ import safetensors.flax
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from bipft_jax.checkpoints.source import Source, warm_started
 from bipft_jax.data.tokenizers import SPECIAL_PIECES, WordPieceTokenizer, train_sentencepiece
 from bipft_jax.fill_mask import fill_mask
 from bipft_jax.interop.hugging_face import read_directory, transformers_class, write_directory
 from bipft_jax.interop.torch_weights import from_state_dict, to_state_dict, usual_names
 from bipft_jax.models.bert import BertForPreTraining
+from bipft_jax.models.parameters import is_scale, named_leaves
 from bipft_jax.models.recipes import RECIPES, BertConfig, architecture, recipe_named
-from bipft_jax.training.distillation import make_teacher
-from bipft_jax.training.parameters import named_leaves
-from bipft_jax.training.state import is_scale
-from bipft_jax.training.warm_start import Source, warm_started
+from bipft_jax.objectives.distillation import make_teacher
 from tests.data.test_tokenizers import hugging_face_json
 from tests.objectives import abstract_params, objective
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bipft_jax.interop.torch_weights import from_state_dict, slots, to_state_dict
+from bipft_jax.models.parameters import named_leaves
 from bipft_jax.models.recipes import RECIPES, BertConfig, recipe_named
-from bipft_jax.training.parameters import named_leaves
 from tests.objectives import abstract_params, objective
 
 

@@ -8,8 +8,8 @@ from flax.traverse_util import flatten_dict
 
 from bipft_jax.benchmarks.workload import Workload
 from bipft_jax.models.bert import BertForPreTraining
-from bipft_jax.training.losses import counts_of, pretraining_loss
-from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
+from bipft_jax.objectives.losses import counts_of, pretraining_loss
+from bipft_jax.objectives.mlm_nsp import MLM_NSP
 
 WORKLOAD = Workload("tiny", 8, 64, "float32", vocab_size=500, backward="float32")
 

@@ -11,8 +11,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bipft_jax.models.attention import ATTENTION_MAPS, SelfAttention
 from bipft_jax.models.bert import BertForPreTraining, EncoderLayer
+from bipft_jax.models.parameters import is_scale
 from bipft_jax.models.recipes import RECIPES, BertConfig, bert_config, recipe_named
-from bipft_jax.training.state import calibrate, initial_params, is_scale
+from bipft_jax.training.state import calibrate, initial_params
 from bipft_jax.training.weight_statistics import attended_keys
 from tests.objectives import abstract_params
 

@@ -12,9 +12,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bipft_jax.benchmarks import tpu_cost
 from bipft_jax.models.attention import SelfAttention
+from bipft_jax.models.parameters import named_leaves
 from bipft_jax.models.recipes import BertConfig, recipe_named
 from bipft_jax.training import sharding
-from bipft_jax.training.parameters import named_leaves
 
 BATCH, LENGTH = 4, 128
 

@@ -12,14 +12,14 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from bipft_jax.data.python_docs import PYTHON_DOCS, held_out_sentences
+from bipft_jax.checkpoints.source import Source, load_source
+from bipft_jax.data.corpus.python_docs import PYTHON_DOCS, held_out_sentences
 from bipft_jax.data.tokenizers import WordPieceTokenizer
 from bipft_jax.interop import convert
 from bipft_jax.interop.hugging_face import write_directory
 from bipft_jax.models.bert import Bert
 from bipft_jax.models.recipes import RECIPES, BertConfig, architecture
 from bipft_jax.training.state import initial_params
-from bipft_jax.training.warm_start import Source, load_source
 from tests.objectives import objective
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]

@@ -10,11 +10,11 @@ import optax
 import pytest
 
 from bipft_jax.models.bert import BertForPreTraining
+from bipft_jax.models.parameters import named_leaves
 from bipft_jax.models.recipes import BertConfig, bert_config, recipe_named
+from bipft_jax.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.training import sharding
-from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.training.optimizer import adamw
-from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import (
     abstract_state,
     calibrate,

@@ -14,22 +14,23 @@ from bipft_jax.models.bert import (
     BertForSequenceClassification,
     PretrainingOutput,
 )
+from bipft_jax.models.parameters import is_scale
 from bipft_jax.models.recipes import BertConfig, recipe_named
-from bipft_jax.training import sharding
-from bipft_jax.training.distillation import Targets, distillation_loss, make_teacher
-from bipft_jax.training.loop import Learner
-from bipft_jax.training.losses import (
+from bipft_jax.objectives.classification import classification
+from bipft_jax.objectives.distillation import Targets, distillation_loss, make_teacher
+from bipft_jax.objectives.losses import (
     Counts,
     classification_counts,
     classification_loss,
     pretraining_loss,
 )
-from bipft_jax.training.objectives.classification import classification
-from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
+from bipft_jax.objectives.mlm_nsp import MLM_NSP
+from bipft_jax.objectives.task_distillation import TaskTeacher, bit_distillation
+from bipft_jax.training import sharding
+from bipft_jax.training.loop import Learner
 from bipft_jax.training.optimizer import adamw
-from bipft_jax.training.state import calibrate, initial_params, is_scale, new_state
+from bipft_jax.training.state import calibrate, initial_params, new_state
 from bipft_jax.training.step import accumulated_gradients, update
-from bipft_jax.training.task_distillation import TaskTeacher, bit_distillation
 
 LENGTH, PREDICTIONS, VOCAB = 12, 3, 17
 

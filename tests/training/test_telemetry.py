@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from bipft_jax.training.objectives.mlm_nsp import MLM_NSP
+from bipft_jax.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter, progress_line, read_metrics
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from bipft_jax.models.bert import SEQUENCE_INPUTS
+from bipft_jax.models.parameters import named_leaves
 from bipft_jax.models.recipes import BertConfig, recipe_named
+from bipft_jax.objectives.mlm_nsp import measure
 from bipft_jax.training import step as steps
-from bipft_jax.training.objectives.mlm_nsp import measure
 from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
-from bipft_jax.training.parameters import named_leaves
 from bipft_jax.training.state import abstract_state
 from tests.objectives import abstract_params, objective
 

@@ -1,0 +1,1 @@
+"""A corpus: text, sentences, blocks, and the examples of pretraining made of them."""

@@ -1,0 +1,155 @@
+"""A prepared pretraining corpus, opened.
+
+A corpus is a directory with `corpus.json` (written last: its presence means that the rest is
+complete), `tokenizer.json`, `unigram.npy` and a TFDS dataset of blocks in ArrayRecord shards.
+`python -m bipft_jax.data.corpus` makes one.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from bipft_jax.data.corpus import preparation as preparation
+from bipft_jax.data.tokenizers import Tokenizer, load_tokenizer
+from bipft_jax.paths import require_local
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitInfo:
+    """Counts of one split.
+
+    Attributes:
+      blocks: number of records.
+      documents: documents that gave at least one block.
+      sentences: sentences of these documents, before long ones were split.
+      tokens: ids in all blocks; `unknown_tokens` of them are [UNK].
+      same_document_probability: the chance that two random blocks belong to one document.
+      raw_bytes: UTF-8 text read for this split.
+      split_sentences: sentences longer than a block, which were split.
+      skipped_documents: documents with fewer than two sentences; `skipped_at` names a few.
+    """
+
+    blocks: int
+    documents: int
+    sentences: int
+    tokens: int
+    unknown_tokens: int
+    same_document_probability: float
+    raw_bytes: int
+    split_sentences: int
+    skipped_documents: int
+    skipped_at: Sequence[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """A corpus on disk.
+
+    A record ("block") is `dict(document, tokens, sentence_lengths)`: the number of its document in
+    the corpus (int64), the ids of consecutive sentences (int32[n], 2 <= n <= sequence_length - 3),
+    and the lengths of these sentences (int32[m], with sum n). Records of a document follow
+    each other in its order.
+
+    Attributes:
+      directory: where it is.
+      tokenizer: the tokenizer it was made with.
+      sequence_length: length of an example, special pieces included.
+      seed: the seed it was prepared with.
+      splits: counts of "train" and "validation".
+      unigram_counts: int64[vocab_size], how often each id occurs in the train split.
+      identity: what decides every byte of it (texts by their digests), wherever it is: by it a run
+        knows its corpus again.
+    """
+
+    directory: Path
+    tokenizer: Tokenizer
+    sequence_length: int
+    seed: int
+    splits: dict[str, SplitInfo]
+    unigram_counts: np.ndarray
+    identity: dict[str, Any]
+
+    def data_source(self, split: str) -> Sequence[dict[str, Any]]:
+        """Random access to the records of "train" or "validation".
+
+        Raises:
+          ValueError: for another split.
+        """
+        if split not in self.splits:
+            raise ValueError(f"There is no split {split!r}; there are {sorted(self.splits)}.")
+        return self._dataset.as_data_source(split=split)
+
+    @functools.cached_property
+    def _dataset(self) -> Any:
+        return tfds.builder_from_directory(self.directory / preparation.BLOCKS)
+
+
+def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
+    """Opens a prepared corpus.
+
+    Raises:
+      ValueError: if the directory does not exist, holds no complete corpus or one of another
+        version of this library, lacks (a part of) a file, as after an interrupted copy, or has the
+        tokenizer or the counts of another corpus; if it is gs:// or the like.
+    """
+    require_local({"corpus directory": directory})
+    directory = Path(directory)
+    how = "run `python -m bipft_jax.data.corpus --output DIR ...` (see its --help)"
+    if not directory.is_dir():
+        raise ValueError(f"There is no corpus directory {directory}: to make one, {how}.")
+    if not (directory / preparation.METADATA).is_file():
+        raise ValueError(
+            f"{directory} has no {preparation.METADATA}: it was not prepared, or the preparation "
+            f"was interrupted: {how}."
+        )
+    metadata = preparation.read_metadata(directory)
+    sizes = preparation.file_sizes(directory / preparation.BLOCKS)
+    for name, size in metadata["file_sizes"].items():
+        if sizes.get(name) != size:
+            found = f"{sizes[name]} bytes instead of" if name in sizes else "missing, with"
+            raise ValueError(
+                f"{directory / preparation.BLOCKS / name}: {found} {size} bytes. The corpus was "
+                "damaged or copied incompletely: copy or prepare it again."
+            )
+    tokenizer = load_tokenizer(directory / preparation.TOKENIZER)
+    made_with = metadata["identity"]["tokenizer"]  # a fingerprint, or what was to be trained
+    if (preparation.requested_vocab_size(made_with) or made_with) not in (
+        tokenizer.fingerprint,
+        tokenizer.vocab_size,
+    ):
+        raise ValueError(
+            f"{directory / preparation.TOKENIZER} is not the tokenizer that the corpus was made "
+            "with: its ids would be other words. Copy or prepare the corpus again."
+        )
+    counts = np.load(directory / preparation.UNIGRAMS)
+    if counts.shape != (tokenizer.vocab_size,) or counts.dtype != np.int64 or counts.min() < 0:
+        raise ValueError(
+            f"{directory / preparation.UNIGRAMS} does not have a count for each of the "
+            f"tokenizer's {tokenizer.vocab_size} ids. Copy or prepare the corpus again."
+        )
+    # Texts are many; and two versions of this library may cut the same ones differently.
+    identity = {**metadata["identity"], "unigrams": counts.tolist()}
+    return Corpus(
+        directory=directory,
+        tokenizer=tokenizer,
+        sequence_length=metadata["identity"]["sequence_length"],
+        seed=metadata["identity"]["seed"],
+        splits={name: SplitInfo(**counts) for name, counts in metadata["splits"].items()},
+        unigram_counts=counts,
+        identity={
+            name: _digest(value) if isinstance(value, list) else value
+            for name, value in identity.items()
+        },
+    )
+
+
+def _digest(values: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

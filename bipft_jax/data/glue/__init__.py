@@ -1,0 +1,1 @@
+"""GLUE and tasks like it: tables, files, batches and metrics."""

@@ -1,0 +1,130 @@
+"""BERT's pretraining: masked words and the next sentence (Devlin et al. 2018, SPEC 2.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from bipft_jax.data.corpus.pretraining import BERT_MASKING_RATE, PretrainingExamples
+from bipft_jax.models.attention import ATTENDED_KEYS
+from bipft_jax.models.bert import SEQUENCE_INPUTS, BertForPreTraining, PretrainingOutput
+from bipft_jax.models.recipes import BertConfig
+from bipft_jax.objectives.distillation import Teacher, make_teacher
+from bipft_jax.objectives.losses import Batch, Counts, counts_of, pretraining_loss
+from bipft_jax.objectives.objective import FromCorpus, Objective, Panel, Shown, weighted_mean
+from bipft_jax.processes import say
+
+if TYPE_CHECKING:
+    from bipft_jax.data.corpus.corpus import Corpus
+
+
+def log_frequencies(counts: np.ndarray) -> np.ndarray:
+    """Log-probability of each piece by its count, one added to each: float32 [vocab].
+
+    As the first value of the MLM bias it spares the tied embedding from having to learn how
+    frequent words are. Adam's bias moves by at most the learning rate an update, so from zero it
+    takes thousands of updates to spread as far as the log frequencies do.
+    """
+    return np.log((counts + 1.0) / (counts.sum() + counts.size)).astype(np.float32)
+
+
+def _examples(
+    corpus: Corpus, split: str, seed: int, config: ml_collections.ConfigDict | None
+) -> PretrainingExamples:
+    rate = BERT_MASKING_RATE if config is None else config.masking_rate
+    return PretrainingExamples.from_corpus(corpus, split, seed=seed, masking_rate=rate)
+
+
+def measure(corpus: Corpus) -> Callable[[PretrainingOutput, Batch, Counts], dict[str, jax.Array]]:
+    """The loss's metrics, and `unigram_loss` and `unigram_accuracy`: what always predicting by the
+    word frequencies of the training text scores on the masked tokens."""
+    frequencies = log_frequencies(corpus.unigram_counts)
+    commonest = int(np.argmax(frequencies))
+
+    def of_batch(output: PretrainingOutput, batch: Batch, counts: Counts):
+        _, metrics = pretraining_loss(output, batch, counts)
+        ids, weights = batch["mlm_ids"], batch["mlm_weights"] / counts.masked_tokens
+        return {
+            **metrics,
+            "unigram_loss": -jnp.sum(jnp.asarray(frequencies)[ids] * weights),
+            "unigram_accuracy": jnp.sum(jnp.where(ids == commonest, weights, 0.0)),
+        }
+
+    return of_batch
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Losses (nats), MLM accuracy and perplexity over all masked tokens, NSP accuracy over all
+    sequences, what `attended_keys` reports, and accuracy and perplexity of always predicting by
+    word frequency (`unigram_`)."""
+
+    def of_tokens(name: str) -> float:
+        return weighted_mean(results, name, "masked_tokens")
+
+    def of_sequences(name: str) -> float:
+        return weighted_mean(results, name, "sequences")
+
+    mlm_loss, nsp_loss = of_tokens("mlm_loss"), of_sequences("nsp_loss")
+    return {
+        "loss": mlm_loss + nsp_loss,
+        "mlm_loss": mlm_loss,
+        "mlm_accuracy": of_tokens("mlm_accuracy"),
+        "mlm_perplexity": float(np.exp(mlm_loss)),
+        "nsp_loss": nsp_loss,
+        "nsp_accuracy": of_sequences("nsp_accuracy"),
+        **{name: of_sequences(name) for name in results[0] if name.startswith(ATTENDED_KEYS)},
+        "unigram_accuracy": of_tokens("unigram_accuracy"),
+        "unigram_perplexity": float(np.exp(of_tokens("unigram_loss"))),
+    }
+
+
+def head_products(config: BertConfig, predictions: int) -> int:
+    """Multiply-adds of the heads for a sequence of which so many positions are decoded."""
+    h = config.hidden
+    return predictions * (h * h + h * config.vocab_size) + h * h + 2 * h
+
+
+def _make_teacher(
+    config: BertConfig, params: Params, student: BertConfig, run: ml_collections.ConfigDict
+) -> tuple[Teacher, Params]:
+    teacher, used = make_teacher(
+        config, params, student, dropout=run.teacher_dropout, mlm_weight=run.mlm_distillation
+    )
+    if not teacher.has_nsp:
+        say(f"the teacher {run.teacher} has no NSP head: the NSP soft loss is off")
+    return teacher, used
+
+
+MLM_NSP = Objective(
+    name="mlm_nsp",
+    build=lambda config, outputs: BertForPreTraining(config),
+    inputs=(*SEQUENCE_INPUTS, "mlm_positions"),
+    counts=counts_of,
+    loss=pretraining_loss,
+    shown=(
+        Shown("mlm", "mlm_loss", "mlm_accuracy"),
+        Shown("nsp", "nsp_loss", "nsp_accuracy"),
+    ),
+    panels=(
+        Panel(
+            "MLM accuracy",
+            "mlm_accuracy",
+            "validation/mlm_accuracy",
+            "validation/unigram_accuracy",
+        ),
+        Panel("NSP accuracy", "nsp_accuracy", "validation/nsp_accuracy", None),
+    ),
+    from_corpus=FromCorpus(
+        examples=_examples,
+        measure=measure,
+        summarise=summarise,
+        prior=lambda corpus: {"mlm_bias": log_frequencies(corpus.unigram_counts)},
+        head_products=lambda config, examples: head_products(config, examples.max_predictions),
+        make_teacher=_make_teacher,
+    ),
+)

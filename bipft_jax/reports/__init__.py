@@ -1,0 +1,1 @@
+"""What finished and running runs have reached: results, tables and pictures."""

@@ -1,0 +1,167 @@
+"""Puts the results of finetuning runs side by side, as a table in Markdown.
+
+    python -m bipft_jax.comparison RESULT... [--glue_dir DIR]
+
+RESULT is a result.json of a run over all its seeds, whatever it is called, or a directory below
+which to look for such files. A row is a recipe, pretrained or not; a column is a score of a task; a
+cell is the mean over seeds, in percent, and the sample's standard deviation. With the tasks' data
+there is a row, too, of a linear model of bags of words (`bipft_jax/data/glue/bag_of_words.py`), and the
+standard error of an accuracy from so many dev rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bipft_jax.data.glue import bag_of_words
+from bipft_jax.data.glue import tasks as glue
+from bipft_jax.models.recipes import RECIPES
+from bipft_jax.paths import require_local
+
+
+def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """The results at these paths, and those below those of them that are directories; results of
+    single seeds and of pretraining are passed over.
+
+    Raises: ValueError for a path without any, two results of the same model on the same task, or
+      models of one recipe from different checkpoints.
+    """
+    found: dict[tuple, tuple[Path, dict[str, Any]]] = {}
+    origins: dict[tuple, tuple[Path, str]] = {}
+    for path in map(Path, paths):
+        files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
+        loaded = [(file.resolve(), _load(file, strictly=file == path)) for file in files]
+        loaded = [(file, result) for file, result in loaded if _is_of_a_task(result)]
+        if not loaded:
+            raise ValueError(f"{path}: there is no result.json of a finetuning run")
+        for file, result in loaded:
+            other, origin = origins.setdefault(_model(result), (file, result["init_from"]))
+            if origin != result["init_from"]:
+                raise ValueError(
+                    f"{_label(result)} starts from {origin} in {other}, from {result['init_from']} "
+                    f"in {file}: a row is one model"
+                )
+            cell = (*_model(result), result["task"])
+            if cell in found and found[cell][0] != file:
+                raise ValueError(
+                    f"{found[cell][0]} and {file} are both of {_label(result)} on "
+                    f"{result['task']}: give one of them"
+                )
+            found[cell] = file, result
+    return [result for _, result in found.values()]
+
+
+def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = None) -> str:
+    """A table in Markdown: models in the order of the recipes, the majority class last; tasks in
+    the order of theirs.
+
+    Arguments:
+      results: as `read_results` gives them.
+      glue_dir: the tasks' data, for the row of the bags of words; None: no such row.
+
+    Raises: ValueError if a task of the results cannot be read from `glue_dir`.
+    """
+    scores = {
+        (result["task"], metric): None
+        for task in glue.TASKS
+        for result in results
+        if result["task"] == task
+        for metric in result["mean"]
+    }
+    order = list(RECIPES)
+    models = sorted({_model(r) for r in results}, key=lambda m: (order.index(m[0]), m[1]))
+    rows = [["", *(f"{glue.TASKS[task].directory}, {metric}" for task, metric in scores)]]
+    rows.append(["---", *("---:" for _ in scores)])
+    for model in models:
+        of_model = {r["task"]: r for r in results if _model(r) == model}
+        cells = [_cell(of_model.get(task), metric) for task, metric in scores]
+        rows.append([_label(next(iter(of_model.values()))), *cells])
+    majority = {
+        (r["task"], metric): score for r in results for metric, score in r["majority_class"].items()
+    }
+    notes = []
+    if glue_dir is not None:
+        words = {}
+        for task in dict.fromkeys(task for task, _ in scores):
+            train, dev = _train_and_dev(task, glue_dir)
+            words |= {(task, name): s for name, s in bag_of_words.scores(train, dev).items()}
+            error = 50 / len(dev) ** 0.5
+            notes.append(
+                f"{train.task.directory}: {len(train):,} training and {len(dev):,} dev rows; "
+                f"standard error of an accuracy: at most {error:.1f}."
+            )
+        cells = (f"{100 * words[key]:.1f}" if key in words else "" for key in scores)
+        rows.append(["linear model of bags of words", *cells])
+    rows.append(["majority class", *(f"{100 * majority[key]:.1f}" for key in scores)])
+    counts = sorted({len(result["seeds"]) for result in results})
+    seeds = " or ".join(map(str, counts))
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(
+        [*lines, "", f"Percent of the best evaluation on the dev sets; seeds: {seeds}.", *notes]
+    )
+
+
+def _train_and_dev(task: str, glue_dir: str | Path) -> tuple[glue.GlueSplit, glue.GlueSplit]:
+    row = glue.glue_task(task)
+    train, dev = (glue.read_split(row, glue_dir, name) for name in ("train", row.dev_splits[0]))
+    return train, dev
+
+
+def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
+    if result is None or metric not in result["mean"]:
+        return ""
+    mean, deviation = result["mean"][metric], result["standard_deviation"][metric]
+    shown = f"{100 * mean:.1f}"
+    return shown if deviation is None else f"{shown} ± {100 * deviation:.1f}"
+
+
+def _model(result: Mapping[str, Any]) -> tuple[str, bool]:
+    return result["recipe"], result["pretrained"]
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    return f"`{result['recipe']}`" + ("" if result["pretrained"] else ", not pretrained")
+
+
+def _is_of_a_task(result: Mapping[str, Any]) -> bool:
+    """A run's result.json, not a config.json, which names its task too."""
+    return result.get("task") in glue.TASKS and "mean" in result
+
+
+def _load(path: Path, strictly: bool) -> dict[str, Any]:
+    """strictly: what is not JSON is an error."""
+    try:
+        result = json.loads(path.read_text())
+    except ValueError as error:
+        if not strictly:
+            return {}
+        raise ValueError(f"{path} is not JSON ({error})") from error
+    return result if isinstance(result, dict) else {}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    first, _, details = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m bipft_jax.comparison",
+        description=first,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("results", nargs="+", metavar="RESULT", help="file or directory")
+    parser.add_argument(
+        "--glue_dir",
+        metavar="DIR",
+        help="the tasks' data, as finetuning takes it: adds a row of bags of words",
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        require_local(vars(arguments))
+        print(table(read_results(arguments.results), arguments.glue_dir))
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

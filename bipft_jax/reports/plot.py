@@ -1,0 +1,147 @@
+"""Draws what runs have logged: losses, accuracies, flips of binary weights, learned scales.
+
+    python -m bipft_jax.plot WORKDIR... --output curves.png
+
+Several runs are drawn over each other, also ones that are still running; the directory of a
+finetuning run stands for all its seeds, that of a sweep for all its points.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bipft_jax.objectives.objective import Panel
+from bipft_jax.objectives.table import OBJECTIVES
+from bipft_jax.paths import require_local, require_writable
+from bipft_jax.training.telemetry import METRICS_NAME, read_metrics
+
+Records = list[dict[str, Any]]
+
+# Panels with a title of their own: of every run, and of each objective.
+_PANELS = (
+    Panel("loss", "loss", "validation/loss", None),
+    *(panel for objective in OBJECTIVES.values() for panel in objective.panels),
+    Panel("binary weights that flipped", "flip_ratio", None, None),
+    Panel("keys attended to by a token", None, "validation/attended_keys", None),
+)
+_DEV, _SCALES = "dev/", "scales/"
+_COLUMNS = 4
+
+
+def runs_in(directories: Iterable[str | Path]) -> dict[str, Records]:
+    """The log points of runs by a short name: the directory's, with a finetuning run's seed.
+
+    Raises: ValueError for a directory that has no metrics.jsonl, or one that cannot be read or
+      holds anything but numbers and null (a number that was not finite).
+    """
+    runs = {}
+    for directory in map(Path, directories):
+        found = sorted(directory.rglob(METRICS_NAME))
+        if not found:
+            raise ValueError(
+                f"{directory} has no {METRICS_NAME}, nor has a directory below it: give the "
+                "workdir of a run that has begun"
+            )
+        for path in found:
+            inner = path.parent.relative_to(directory)
+            name = (Path(directory.resolve().name) / inner).as_posix()
+            name = name if name not in runs else str(path.parent)
+            runs[name] = read_metrics(path)
+            for key, value in (item for point in runs[name] for item in point.items()):
+                if not isinstance(value, int | float | None):
+                    raise ValueError(f"{path}: {key} is {value!r} at a step, not a number")
+    return runs
+
+
+def figure(runs: Mapping[str, Records]) -> Figure:
+    """One panel for each thing that any of the runs has logged, updates to the right.
+
+    runs: log points by name, as `runs_in` and `read_metrics` give them.
+
+    Raises: ValueError if nothing was logged.
+    """
+    keys = list(dict.fromkeys(key for log in runs.values() for point in log for key in point))
+    panels = [panel for panel in _PANELS if any(key in keys for key in panel[1:])]
+    panels += [(key.replace(_DEV, "dev "), None, key, None) for key in keys if _DEV in key]
+    sites = sorted({_site(key) for key in keys if key.startswith(_SCALES)})
+    count = len(panels) + len(sites)
+    if not count:
+        raise ValueError(f"nothing has been logged yet by {', '.join(runs)}")
+    rows = -(-count // _COLUMNS)
+    columns = min(count, _COLUMNS)
+    drawing = Figure(figsize=(4.2 * columns, 3.0 * rows + 0.4), layout="constrained")
+    axes = [drawing.add_subplot(rows, columns, number + 1) for number in range(count)]
+    colors = matplotlib.colormaps["tab10"].colors
+    for index, (name, log) in enumerate(runs.items()):
+        color = colors[index % len(colors)]
+        for panel, (title, training, evaluations, baseline) in zip(axes, panels, strict=False):
+            panel.set_title(title, fontsize=10)
+            _line(panel, log, training, color=color, linewidth=0.8, alpha=0.6)
+            _line(panel, log, evaluations, color=color, marker=".", linewidth=1.4)
+            _line(panel, log, baseline, color=color, linestyle="--", linewidth=0.8)
+        for panel, site in zip(axes[len(panels) :], sites, strict=True):
+            panel.set_title(f"{site}, a line a layer", fontsize=10)
+            layers = [key for key in keys if key.startswith(_SCALES) and _site(key) == site]
+            for number, key in enumerate(layers):  # later layers stronger
+                alpha = 0.3 + 0.7 * (number + 1) / len(layers)
+                _line(panel, log, key, color=color, alpha=alpha, linewidth=1.0)
+        axes[0].plot([], [], color=color, label=name)
+    for panel in axes:
+        panel.set_xlabel("update", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.grid(alpha=0.3)
+    drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    return drawing
+
+
+def _site(key: str) -> str:
+    """scales/attention/query/input_scale/3 -> attention/query/input_scale."""
+    parts = key.removeprefix(_SCALES).split("/")
+    return "/".join(parts[:-1] if parts[-1].isdigit() else parts)
+
+
+def _line(panel: Axes, log: Records, key: str | None, **style: Any) -> None:
+    points = [(point["step"], point[key]) for point in log if point.get(key) is not None]
+    if points:
+        panel.plot(*zip(*points, strict=True), **style)
+
+
+def require_format(output: str | Path) -> None:
+    """Raises ValueError if the ending of a file's name is not that of a picture: without one,
+    matplotlib would write a file of another name."""
+    endings = Figure().canvas.get_supported_filetypes()
+    ending = Path(output).suffix
+    if ending.removeprefix(".").lower() not in endings:
+        raise ValueError(
+            f"{output} has {f'the ending {ending}' if ending else 'no ending'}, which says what is "
+            f"written: name it {str(output).removesuffix(ending).rstrip('.')}.png, or with one of "
+            f"{', '.join(f'.{name}' for name in endings)}"
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bipft_jax.plot", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of a run")
+    parser.add_argument(
+        "--output", default="curves.png", metavar="FILE", help=".png, .svg or .pdf (curves.png)"
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        require_local(vars(arguments))
+        require_format(arguments.output)
+        require_writable(arguments.output)
+        figure(runs_in(arguments.workdirs)).savefig(arguments.output, dpi=120)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"wrote {arguments.output}")

@@ -1,0 +1,82 @@
+"""Results in, a table out, by hand."""
+
+import json
+
+import pytest
+
+from bipft_jax.reports import comparison
+
+
+def result(recipe, task, mean, deviation=0.02, pretrained=True, **more):
+    metric = {"sst2": "accuracy", "cola": "matthews"}[task]
+    return {
+        "task": task,
+        "recipe": recipe,
+        "pretrained": pretrained,
+        "mean": {metric: mean},
+        "standard_deviation": {metric: deviation},
+        "majority_class": {metric: 0.5},
+        "init_from": f"runs/{recipe}",
+        "seeds": [{}, {}, {}],
+        **more,
+    }
+
+
+def written(directory, **files):
+    directory.mkdir(parents=True)
+    for name, content in files.items():
+        (directory / f"{name}.json").write_text(json.dumps(content))
+    return directory
+
+
+def test_models_are_rows_and_tasks_are_columns(tmp_path, capsys):
+    here = written(tmp_path / "a", x=result("bipft_b", "sst2", 0.703, 0.019))
+    written(here / "deeper", y=result("fp", "cola", 0.1, None))
+    # What lies in a workdir beside a result.json.
+    written(here / "other", config={"task": "sst2", "recipe": "fp"}, seed={"seed": 0, "best": {}})
+    more = written(tmp_path / "b", z=result("bipft_b", "sst2", 0.6, 0.088, pretrained=False))
+    (here / "notes.json").write_text("{")
+    comparison.main([str(here), str(more / "z.json"), str(here / "deeper")])
+    assert capsys.readouterr().out.splitlines()[:6] == [
+        "|  | CoLA, matthews | SST-2, accuracy |",
+        "| --- | ---: | ---: |",
+        "| `fp` | 10.0 |  |",
+        "| `bipft_b`, not pretrained |  | 60.0 ± 8.8 |",
+        "| `bipft_b` |  | 70.3 ± 1.9 |",
+        "| majority class | 50.0 | 50.0 |",
+    ]
+
+
+def test_two_results_for_one_cell_are_refused(tmp_path):
+    written(tmp_path / "a", x=result("fp", "cola", 0.1), y=result("fp", "cola", 0.2))
+    with pytest.raises(SystemExit, match=r"x\.json and .*y\.json are both of `fp` on cola"):
+        comparison.main([str(tmp_path)])
+
+
+def test_a_row_is_one_model(tmp_path):
+    other = result("fp", "sst2", 0.2, init_from="runs/larger")
+    written(tmp_path / "a", x=result("fp", "cola", 0.1), y=other)
+    with pytest.raises(SystemExit, match=r"`fp` starts from runs/fp in .*from runs/larger in"):
+        comparison.main([str(tmp_path)])
+
+
+def test_a_score_that_one_model_lacks_is_left_out(tmp_path, capsys):
+    more = result("bipft_b", "sst2", 0.7)
+    for scores in ("mean", "standard_deviation", "majority_class"):
+        more[scores]["more"] = 0.25
+    written(tmp_path / "a", x=result("fp", "sst2", 0.1), y=more)
+    comparison.main([str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[2:5] == [
+        "| `fp` | 10.0 ± 2.0 |  |",
+        "| `bipft_b` | 70.0 ± 2.0 | 25.0 ± 25.0 |",
+        "| majority class | 50.0 | 25.0 |",
+    ]
+
+
+def test_what_has_no_results_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"x\.json is not JSON"):
+        comparison.main([str(tmp_path / "x.json")])
+    (tmp_path / "x.json").write_text('{"task": "all", "mean": {}}')
+    with pytest.raises(SystemExit, match="no result.json of a finetuning run"):
+        comparison.main([str(tmp_path)])

@@ -162,12 +162,12 @@ def test_the_schedule_ends_though_updates_were_skipped():
     """Rates 0, 1, 0.75, 0.5, 0.25, 0; a step without moments moves by its rate."""
     rates = linear_schedule(1.0, 1, 5)
     optimizer = adamw(rates, weight_decay=0.0, clip_norm=1.0, b1=0.0, b2=0.0, eps=0.0)
-    state = new_state({"w": jnp.zeros(1)}, optimizer)
-    step = jax.jit(lambda s, g: next_state(optimizer, s, {"w": g}, {"loss": 0.0})[0])
+    state = new_state({"bias": jnp.zeros(1)}, optimizer)
+    step = jax.jit(lambda s, g: next_state(optimizer, s, {"bias": g}, {"loss": 0.0})[0])
     moved = []
     for gradient in (1.0, 1.0, jnp.nan, jnp.nan, 1.0, 1.0):
         after = step(state, jnp.full(1, gradient))
-        moved.append(float(state.params["w"][0] - after.params["w"][0]))
+        moved.append(float(state.params["bias"][0] - after.params["bias"][0]))
         state = after
     np.testing.assert_allclose(moved, [0.0, 1.0, 0.0, 0.0, 0.25, 0.0], atol=1e-6)
 

@@ -19,7 +19,7 @@ HEADS = "heads"  # all heads' channels together
 INTERMEDIATE = "intermediate"
 VOCABULARY = "vocabulary"
 
-# Of the kernels [in, out] by their module's name. What is not here is whole on every device.
+# Of the kernels [in, out] by their module's name.
 KERNELS: dict[str, tuple[str | None, str | None]] = {
     "query": (HIDDEN, HEADS),
     "key": (HIDDEN, HEADS),
@@ -33,6 +33,32 @@ KERNELS: dict[str, tuple[str | None, str | None]] = {
 # Of embedding tables [rows, hidden]. Not split along `hidden`: the decoder would gather the whole
 # table, in float, at every update.
 EMBEDDINGS: dict[str, tuple[str | None, str | None]] = {"words": (VOCABULARY, None)}
+# Kernels and tables that are so small that every device has them whole: heads, BiPFT's estimators
+# (rank 1 or little more), low-rank products.
+SMALL = (
+    *("nsp", "classifier", "positions", "segments"),
+    *("query_estimator", "key_estimator"),
+    *("query_residual_estimator", "key_residual_estimator", "value_residual_estimator"),
+    *("down", "up"),
+)
+
+
+def weight_axes(path: str) -> tuple[str | None, str | None] | None:
+    """The axes of a weight by its path ("/"-joined, an optimiser's moment's too), None for what
+    every device has whole: small weights, and all that is no kernel or table.
+
+    Raises: ValueError for a kernel or table that is in no list: so nothing large is whole on every
+      device because a name was forgotten.
+    """
+    *_, module, leaf = ("", *path.split("/"))
+    if leaf not in ("kernel", "embedding") or module in SMALL:
+        return None
+    table = KERNELS if leaf == "kernel" else EMBEDDINGS
+    if module not in table:
+        raise ValueError(
+            f"{path} is in no list of models/axes.py: name its axes there, or call it small"
+        )
+    return table[module]
 
 
 def constrained(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -36,11 +36,26 @@ def linear_schedule(
     return schedule
 
 
+_MATRICES = ("kernel", "embedding")
+_VECTORS = ("bias", "mlm_bias", "input_shift", "scale")  # and learned scales of quantizers
+
+
 def _decayed(params: Any) -> Any:
-    """Weight decay acts on matrices: kernels and embeddings, not biases, LayerNorms or scales."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key in ("kernel", "embedding"), params
-    )
+    """Weight decay acts on matrices: kernels and embeddings, not biases, LayerNorms or scales.
+
+    Raises: ValueError for a parameter of another name: nothing is spared, or decayed, by chance.
+    """
+
+    def decayed(path: tuple[Any, ...], _: Any) -> bool:
+        name = path[-1].key
+        if name not in _MATRICES and name not in _VECTORS and not is_scale(name):
+            raise ValueError(
+                f"{path_name(path)} is in no list of training/optimizer.py: say whether weight "
+                "decay acts on it"
+            )
+        return name in _MATRICES
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def adamw(

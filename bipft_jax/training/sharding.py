@@ -26,15 +26,7 @@ from flax import linen as nn
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from bipft_jax.models.axes import (
-    BATCH,
-    EMBEDDINGS,
-    HEADS,
-    HIDDEN,
-    INTERMEDIATE,
-    KERNELS,
-    VOCABULARY,
-)
+from bipft_jax.models.axes import BATCH, HEADS, HIDDEN, INTERMEDIATE, VOCABULARY, weight_axes
 from bipft_jax.models.parameters import is_stacked, path_name
 from bipft_jax.models.recipes import BertConfig
 
@@ -104,11 +96,13 @@ def placements(mesh: Mesh, tree: Any) -> Any:
 
     Leaves are known by the end of their path, so what an optimiser keeps for a weight lies where
     the weight does. An axis that a mesh axis does not divide stays whole.
+
+    Raises: ValueError for a kernel or table that `models/axes.py` does not know.
     """
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = path_name(path)
-        axes = _logical_axes(name)
+        axes = weight_axes(name)
         if axes is None:
             return replicated(mesh)
         if is_stacked(name):
@@ -121,12 +115,6 @@ def placements(mesh: Mesh, tree: Any) -> Any:
         return NamedSharding(mesh, PartitionSpec(*fitting))
 
     return jax.tree_util.tree_map_with_path(place, tree)
-
-
-def _logical_axes(name: str) -> tuple[str | None, str | None] | None:
-    """Of a weight that `models.axes` has; None for everything else."""
-    *_, module, leaf = ("", *name.split("/"))
-    return {"kernel": KERNELS, "embedding": EMBEDDINGS}.get(leaf, {}).get(module)
 
 
 def placed(mesh: Mesh, tree: Any) -> Any:

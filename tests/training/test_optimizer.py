@@ -12,12 +12,12 @@ from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
 @pytest.mark.parametrize(("clip_norm", "factor"), [(0.0, 1.0), (2.0, 0.2), (20.0, 1.0)])
 def test_clipping_bounds_the_global_norm(clip_norm, factor):
     """Adam forgets a constant factor of all gradients, so look at its first moment."""
-    gradients = {"a": jnp.asarray([6.0]), "b": jnp.asarray([0.0, 8.0])}  # norm 10
+    gradients = {"bias": jnp.asarray([6.0]), "scale": jnp.asarray([0.0, 8.0])}  # norm 10
     optimizer = adamw(0.1, weight_decay=0.0, clip_norm=clip_norm)
     _, state = optimizer.update(gradients, optimizer.init(gradients), gradients)
     moments = optax.tree.get(state, "mu")
-    np.testing.assert_allclose(moments["a"], 0.1 * factor * 6.0, rtol=1e-5)
-    np.testing.assert_allclose(moments["b"], [0.0, 0.1 * factor * 8.0], rtol=1e-5)
+    np.testing.assert_allclose(moments["bias"], 0.1 * factor * 6.0, rtol=1e-5)
+    np.testing.assert_allclose(moments["scale"], [0.0, 0.1 * factor * 8.0], rtol=1e-5)
 
 
 def test_schedule_warms_up_and_decays_to_zero():
@@ -39,6 +39,8 @@ def test_weight_decay_spares_biases_norms_and_scales():
         if np.any(u)
     }  # fmt: skip
     assert decayed == {"['a']['kernel']", "['words']['embedding']"}
+    with pytest.raises(ValueError, match="gate/weight is in no list .* whether weight decay acts"):
+        optimizer.init({"gate": {"weight": jnp.ones((2, 2))}})
 
 
 def bert_adam_in_float64(w, gradients, rates, decay):

@@ -143,6 +143,14 @@ def test_weights_and_their_moments_are_split_and_the_rest_is_whole():
     assert not any(fours["bert"]["words"]["embedding"].spec)
 
 
+def test_a_weight_that_nobody_has_placed_is_refused():
+    mesh = sharding.make_mesh(fsdp=2)
+    known = {"nsp": {"kernel": jnp.ones((2, 2))}, "gate": {"bias": jnp.ones(2)}}
+    assert not any(any(place.spec) for place in jax.tree.leaves(sharding.placements(mesh, known)))
+    with pytest.raises(ValueError, match="mu/gate/kernel is in no list of models/axes.py"):
+        sharding.placements(mesh, {"mu": {"gate": {"kernel": jnp.ones((2, 2))}}})
+
+
 def test_a_device_holds_its_share_of_a_batch_whether_a_process_has_all_rows_or_its_own():
     mesh = sharding.make_mesh(fsdp=2, tensor=2)
     rows = np.arange(24).reshape(8, 3)

@@ -151,7 +151,7 @@ def test_an_encoder_without_heads_starts_a_binary_model_that_gets_exactly_those_
     fresh = jax.tree.map(
         lambda leaf: np.full(leaf.shape, np.float32(99)), abstract_params(student, 0)
     )
-    params = named_leaves(warm_started(fresh, student, 0, found))
+    params = named_leaves(warm_started(fresh, student, objective(0), found))
     created = {path for path, leaf in params.items() if (leaf == 99).all()}
     of_binary_models = set(named_leaves(fresh)) - set(named_leaves(source.params))
     assert created == HEADS | of_binary_models
@@ -163,7 +163,7 @@ def test_an_encoder_without_heads_starts_a_binary_model_that_gets_exactly_those_
 
     del found.params["bert"]["norm"]["scale"]  # not one that was missing when it was read
     with pytest.raises(ValueError, match="bert/norm/scale is missing"):
-        warm_started(fresh, student, 0, found)
+        warm_started(fresh, student, objective(0), found)
     with pytest.raises(ValueError, match="without a masked-word head"):
         fill_mask(again, "the [MASK]")
 
@@ -454,7 +454,8 @@ def test_only_floats_that_fit_are_weights(tmp_path):
         (np.full((8, 8), 1e39), "has 64 values that are NaN or infinite"),
     ):
         with pytest.raises(ValueError, match=f"{name} {message}"):
-            from_state_dict(state_of(model()) | {name: array}, config(RECIPES["fp"]), 0)
+            state = state_of(model()) | {name: array}
+            from_state_dict(state, config(RECIPES["fp"]), objective(0))
 
 
 def test_scales_may_be_uninitialised_but_not_infinite(tmp_path):

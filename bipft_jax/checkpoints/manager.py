@@ -1,6 +1,6 @@
 """Checkpoints: everything that continues, finetunes or serves a model, in one directory a step.
 
-`checkpoints/files.py` has the layout of that directory. Orbax writes each checkpoint into a temporary
+`files.py` has the layout of that directory. Orbax writes each checkpoint into a temporary
 directory, in the background, and renames it when it is complete, so a directory named by a step is
 always whole as far as writing goes; older checkpoints are deleted only after that rename. Digests
 of its files are written just before it, and compared before anything is used.

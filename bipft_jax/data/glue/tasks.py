@@ -7,7 +7,7 @@ The files are the benchmark's own: `GLUE_DIR/<task directory>/{train,dev}.tsv`, 
 **no quoting**. A quotation mark is an ordinary character, often an unbalanced one, so a row ends at
 the line's end whatever its fields hold. GLUE: Wang et al. 2018, arXiv:1804.07461.
 
-GLUE_DIR may as well be a data directory of TensorFlow Datasets (`bipft_jax.data.glue.tasks.tfds`), which
+GLUE_DIR may as well be a data directory of TensorFlow Datasets (`data/glue/tfds.py`), which
 has the same rows in `GLUE_DIR/glue/<task>/<version>/`.
 """
 

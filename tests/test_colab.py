@@ -15,6 +15,7 @@ import pytest
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 
+from bipft_jax.data.glue.tasks import TASKS
 from bipft_jax.training.telemetry import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,8 @@ SMALL = dict(
     VOCABULARY_SIZE=512,
     UPDATES=4,
     BATCH_SIZE=8,
+    TRAINING_ROWS=4,
+    DEV_ROWS=4,
     FINETUNE_UPDATES=2,
     LEARNING_RATE=1e-4,
     SWEEP_UPDATES=2,
@@ -144,18 +147,20 @@ def test_five_words_and_two_sentences_are_answered(colab):
     assert 0 < sum(probabilities) <= 1
 
     header, *rows = [line.split("\t") for line in printed(colab.first["predict"]).splitlines()]
-    assert header == ["sentence", "prediction", "p(0)", "p(1)"] and len(rows) == 2
+    labels = TASKS["documentation"].label_names
+    assert header == ["sentence", "prediction", *(f"p({label})" for label in labels)]
+    assert len(rows) == 2
     for _, prediction, *of_labels in rows:
-        assert sum(map(float, of_labels)) == pytest.approx(1, abs=2e-4)
-        assert of_labels[int(prediction)] == max(of_labels)
+        assert sum(map(float, of_labels)) == pytest.approx(1, abs=6e-4)
+        assert of_labels[labels.index(prediction)] == max(of_labels, key=float)
 
 
 def test_the_table_has_the_scores_of_finetuning(colab):
-    (seed,) = result(colab.runs / "finetune")["seeds"]
     lines = printed(colab.first["finetune"]).splitlines()
-    (row,) = [line.split() for line in lines if line.startswith("seed 0 (update 2 of 2)")]
-    assert row[-2:] == [f"{100 * seed['best'][name]:.1f}" for name in ("matthews", "accuracy")]
-    assert lines[-1].split() == ["majority", "class", "0.0", "50.0"]
+    for name, label in (("finetune", "`bipft_b`"), ("not-pretrained", "`bipft_b`, not pretrained")):
+        (seed,) = result(colab.runs / name)["seeds"]
+        assert f"| {label} | {100 * seed['best']['accuracy']:.1f} |" in lines
+    assert "| majority class | 16.7 |" in lines
 
 
 def test_each_point_of_the_sweep_has_run_with_its_value(colab):
@@ -169,7 +174,7 @@ def test_each_point_of_the_sweep_has_run_with_its_value(colab):
 
 
 def test_run_again_it_repeats_nothing(colab):
-    assert len(colab.logs) == 5
+    assert len(colab.logs) == 6
     assert logs_in(colab.runs) == colab.logs
     for name in ("fp", "bipft", "finetune", "sweep"):  # a progress line for each log point
         assert printed(colab.first[name], "stderr") and not printed(colab.again[name], "stderr")

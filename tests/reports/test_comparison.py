@@ -80,3 +80,21 @@ def test_what_has_no_results_is_named(tmp_path):
     (tmp_path / "x.json").write_text('{"task": "all", "mean": {}}')
     with pytest.raises(SystemExit, match="no result.json of a finetuning run"):
         comparison.main([str(tmp_path)])
+
+
+def test_with_the_tasks_data_the_table_has_a_model_of_word_counts(tmp_path, capsys):
+    rows = [("a dull film", 0), ("a fine film", 1)] * 4
+    task = tmp_path / "glue" / "SST-2"
+    task.mkdir(parents=True)
+    for split, more in (("train", []), ("dev", [("fine", 0)] * 2)):
+        lines = [f"{text}\t{label}\n" for text, label in rows + more]
+        (task / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+    written(tmp_path / "a", x=result("bipft_b", "sst2", 0.7))
+    comparison.main([str(tmp_path / "a"), "--glue_dir", str(tmp_path / "glue")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3] == "| linear model of bags of words | 80.0 |"  # two of ten are wrong
+    assert lines[-1] == (
+        "SST-2: 8 training and 10 dev rows; standard error of an accuracy: at most 15.8."
+    )
+    with pytest.raises(SystemExit, match="no GLUE directory"):
+        comparison.main([str(tmp_path / "a"), "--glue_dir", str(tmp_path / "none")])

@@ -176,9 +176,7 @@ def check_together(config: ml_collections.ConfigDict, task: glue.GlueTask) -> No
         if not config[key]:
             raise ValueError(f"{key} is empty: give --config.{key}=DIR (see configs/finetune.py)")
     for recipe in (*config.intermediate_recipes, config.recipe):
-        recipe_named(
-            recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights
-        )
+        recipe_named(recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights)
     if bool(config.teacher) != bool(config.distillation):
         raise ValueError(
             "distillation needs both --config.teacher=DIR, a finetuning run's seed_N directory, "
@@ -281,9 +279,7 @@ def course_of(run: Run, stage: Stage, directory: Path, seed: int) -> Course:
     config, data, learner = run.config, run.data, stage.learner
     size, examples = config.batch_size, len(data.train)
     evaluated = _evaluation_steps(config, examples, run.total)
-    description = checkpoint_description(
-        learner.model.config, learner.objective, config.to_dict()
-    )
+    description = checkpoint_description(learner.model.config, learner.objective, config.to_dict())
     return Course(
         config=config,
         directory=directory,
@@ -298,9 +294,11 @@ def course_of(run: Run, stage: Stage, directory: Path, seed: int) -> Course:
         evaluate=lambda params, update: task_scores(
             stage.predict, params, data.task, data.dev, size, run.mesh
         ),
-        dropout=lambda update: not (
-            config.dropout_until_evaluation
-            and evaluated_in_epoch(update, evaluated, examples, size)
+        dropout=lambda update: (
+            not (
+                config.dropout_until_evaluation
+                and evaluated_in_epoch(update, evaluated, examples, size)
+            )
         ),
         examples=lambda update: f"epoch {update * size // examples + 1} of seed {seed}",
         after_divergence="Try a lower learning_rate",

@@ -5,7 +5,8 @@
 
 RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. TASK: cola, sst2, mrpc, stsb,
 rte, wnli, qnli, qqp, mnli, all of these (`all`, with averages over those that papers count), or
-documentation (`python -m bipft_jax.data.glue.documentation`). Size and tokenizer come from `init_from`.
+documentation (`python -m bipft_jax.data.glue.documentation`). Size and tokenizer come from
+`init_from`.
 
 Scores are those of the best update on the first dev split; result.json also has the last update's,
 with which the reference scores MNLI-mm (SPEC quirk 14).

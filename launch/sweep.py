@@ -115,8 +115,8 @@ def checked_points(workdir: Path) -> list[dict]:
       given for all points, or a directory that holds a run with other settings.
     """
     from bipft_jax import sweeps
-    from bipft_jax.config_keys import check_keys  # imports jax, which takes a while
     from bipft_jax.checkpoints.workdir import check_workdir
+    from bipft_jax.config_keys import check_keys  # imports jax, which takes a while
 
     points, source = swept_values(), "--values"
     if not points:

@@ -39,9 +39,8 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax and tfds tell every step they take
     # Imported late, so that --help and a mistyped flag answer at once.
-    from bipft_jax import finetune_all, pretrain
+    from bipft_jax import finetune_all, pretrain, processes
     from bipft_jax.config_keys import check_keys
-    from bipft_jax import processes
 
     programs = {"pretrain": pretrain.train, "finetune": finetune_all.train}
     with processes.failing_at_once():

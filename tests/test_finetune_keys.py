@@ -15,7 +15,7 @@ from configs import pretrain as pretrain_config
 from tests import updates_by_hand
 from tests.launching import WORDS
 from tests.rehearsal import rehearse
-from tests.shown_keys import KERNEL, SHARED, Row, agree, filled, filled_by, own_fill
+from tests.shown_keys import DEVICES, KERNEL, SHARED, Row, agree, filled, filled_by, own_fill
 
 # Of the first three quarters of its rows a task has short sentences, of the others long ones.
 SHORT, LONG = 3, 12  # words
@@ -65,6 +65,9 @@ RUNS = {
         "fp,stsb",
         dict(
             pretrained=False,
+            remat="full",
+            mesh={"fsdp": 2, "tensor": 2},
+            profile_steps="1:2",
             dtype="bfloat16",
             dropout=0.0,
             batch_size=16,
@@ -96,6 +99,7 @@ RUNS = {
             full_precision_weights=True,
             compute="float32",
             backward="bfloat16",
+            accumulation=2,
             batch_size=16,
             length_buckets=1,
         ),
@@ -271,7 +275,7 @@ def _optimised(run):
         of_scales = rates(config, config.scale_learning_rate, total, 3)
         how = {"weight_decay": config.weight_decay}
         said = updates_by_hand.of_bert_adam(of_all[:3], of_scales, **how)
-    seen = updates_by_hand.of_optimizer(finetune.make_run(config, {}).optimizer, 3)
+    seen = updates_by_hand.of_optimizer(finetune.make_run(config, {}).stage.learner.optimizer, 3)
     by_update = run.logged("learning_rate", last_seed(run))
     seen += by_update.values()
     said += [of_all[update - 1] for update in by_update]
@@ -295,6 +299,7 @@ def _evaluations(run):
 
 ROWS: dict[str, Row] = {
     **SHARED,
+    **{name: row for name, row in DEVICES.items() if name in KEYS["finetune"]},
     "init_from": _start,
     "pretrained": _start,
     "teacher_dropout": _draws,

@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from bipft_jax.data.pretraining import PretrainingExamples
 
 from bipft_jax import pretrain
 from bipft_jax.config_keys import KEYS
 from bipft_jax.data import corpus
-from bipft_jax.data.pretraining import PretrainingExamples
 from configs import pretrain as pretrain_config
 from tests import updates_by_hand
 from tests.rehearsal import rehearse
@@ -142,7 +142,7 @@ def _optimised(run):
         eps=run.config.adam_epsilon,
         **{key: run.config[key] for key in keys},
     )
-    seen = updates_by_hand.of_optimizer(pretrain.make_run(run.config).optimizer, 6)
+    seen = updates_by_hand.of_optimizer(pretrain.make_run(run.config).learner.optimizer, 6)
     logged = run.logged("learning_rate")
     seen += logged.values()
     said += [rates(run.config, update)[-1] for update in logged]
@@ -265,11 +265,14 @@ ROWS: dict[str, Row] = {
 }
 
 
+ONE_VALUE = {"objective"}  # there is no other yet
+
+
 def test_every_key_has_a_row():
-    assert ROWS.keys() == KEYS["pretrain"].keys()
+    assert ROWS.keys() | ONE_VALUE == KEYS["pretrain"].keys()
 
 
-@pytest.mark.parametrize("key", KEYS["pretrain"])
+@pytest.mark.parametrize("key", ROWS)
 def test_a_key_does_what_it_says(key, runs):
     agree(ROWS[key], runs)
 

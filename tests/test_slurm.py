@@ -108,10 +108,14 @@ def test_a_slurm_jobs_dry_run_prints_what_the_job_runs(slurm):
 
     job = slurm.start(*arguments, SLURM_JOB_ID="17", SLURM_CPUS_PER_TASK="7")
     assert job.communicate() == ("", "") and job.returncode == 0
-    assert slurm.given()[0] == words == [
-        *("--kill-on-bad-exit=1", "--cpus-per-task=7"),
-        *("python", "-u", "launch/train.py", "--distributed", *arguments),
-    ]
+    assert (
+        slurm.given()[0]
+        == words
+        == [
+            *("--kill-on-bad-exit=1", "--cpus-per-task=7"),
+            *("python", "-u", "launch/train.py", "--distributed", *arguments),
+        ]
+    )
     assert slurm.requeued() == ""  # it is finished: ~/a run/result.json
 
 

@@ -136,9 +136,7 @@ def require_initialised_scales(teacher: Source) -> None:
         )
 
 
-def warm_started(
-    fresh: Params, config: BertConfig, objective: Objective, source: Source
-) -> Params:
+def warm_started(fresh: Params, config: BertConfig, objective: Objective, source: Source) -> Params:
     """`fresh` with every parameter that the source's architecture has too taken from the source.
 
     A parameter may be missing only if the source's recipe or heads have no such parameter (learned

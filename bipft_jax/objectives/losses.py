@@ -79,9 +79,7 @@ def classification_counts(batch: Batch) -> ClassificationCounts:
     )
 
 
-def classification_loss(
-    logits: jax.Array, batch: Batch, counts: ClassificationCounts
-) -> jax.Array:
+def classification_loss(logits: jax.Array, batch: Batch, counts: ClassificationCounts) -> jax.Array:
     """Mean cross entropy, or mean squared error where the labels are scores (one logit).
 
     Arguments:

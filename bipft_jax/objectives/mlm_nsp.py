@@ -13,6 +13,7 @@ import numpy as np
 from bipft_jax.data.corpus.pretraining import BERT_MASKING_RATE, PretrainingExamples
 from bipft_jax.models.attention import ATTENDED_KEYS
 from bipft_jax.models.bert import SEQUENCE_INPUTS, BertForPreTraining, PretrainingOutput
+from bipft_jax.models.parameters import Params
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.objectives.distillation import Teacher, make_teacher
 from bipft_jax.objectives.losses import Batch, Counts, counts_of, pretraining_loss

@@ -55,14 +55,9 @@ def behaviour(
     return _behaviour(output, variables, model.config.heads)
 
 
-def _behaviour(
-    output: ClassificationOutput, variables: Mapping[str, Any], heads: int
-) -> Behaviour:
+def _behaviour(output: ClassificationOutput, variables: Mapping[str, Any], heads: int) -> Behaviour:
     attention = variables["intermediates"]["bert"]["encoder"]["layers"]["attention"]
-    relations = {
-        name: relation(attention[f"{name}_projection"][0], heads)
-        for name in _PROJECTIONS
-    }
+    relations = {name: relation(attention[f"{name}_projection"][0], heads) for name in _PROJECTIONS}
     return Behaviour(output.logits, output.hidden_states.astype(jnp.float32), relations)
 
 

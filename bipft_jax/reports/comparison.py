@@ -5,8 +5,8 @@
 RESULT is a result.json of a run over all its seeds, whatever it is called, or a directory below
 which to look for such files. A row is a recipe, pretrained or not; a column is a score of a task; a
 cell is the mean over seeds, in percent, and the sample's standard deviation. With the tasks' data
-there is a row, too, of a linear model of bags of words (`bipft_jax/data/glue/bag_of_words.py`), and the
-standard error of an accuracy from so many dev rows.
+the table has a row of a linear model of bags of words (`bipft_jax/data/glue/bag_of_words.py`), too,
+and the standard error of an accuracy from so many dev rows.
 """
 
 from __future__ import annotations

@@ -55,9 +55,7 @@ def first_state(
         source = source._replace(params=sharding.put(mesh, source.params))
         params = warm_started(params, model.config, learner.objective, source)
     params = states.calibrate(model, params, *learner.objective.of(batch))
-    begin = jax.jit(
-        lambda p: states.new_state(p, learner.optimizer), out_shardings=learner.places
-    )
+    begin = jax.jit(lambda p: states.new_state(p, learner.optimizer), out_shardings=learner.places)
     return begin(params)
 
 

@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bipft_jax.models.parameters import Params, is_scale, named_leaves
 
+
 @struct.dataclass
 class TrainState:
     """step: int32 scalar, batches seen; params: float32; opt_state: the optimiser's;

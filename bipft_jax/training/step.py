@@ -196,9 +196,7 @@ def evaluation_step(
     return step
 
 
-def prediction_step(
-    objective: Objective, model: nn.Module
-) -> Callable[[Params, Batch], jax.Array]:
+def prediction_step(objective: Objective, model: nn.Module) -> Callable[[Params, Batch], jax.Array]:
     """A function (params, batch) -> logits [B, outputs], dropout off, to be jitted."""
 
     def step(params: Params, batch: Batch):

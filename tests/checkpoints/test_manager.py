@@ -18,8 +18,8 @@ import optax
 import pytest
 
 from bipft_jax.checkpoints.manager import (
-    CheckpointError,
     Checkpointer,
+    CheckpointError,
     DamagedCheckpointError,
     restore_params,
     verify_tokenizer,

@@ -27,7 +27,9 @@ def filled(config, classes, value):
 
 def source(recipe="fp", classes=0, **overrides):
     theirs = config(recipe, **overrides)
-    return Source("runs/fp", 7, filled(theirs, classes, 1.0), architecture(theirs), objective(classes), None)
+    return Source(
+        "runs/fp", 7, filled(theirs, classes, 1.0), architecture(theirs), objective(classes), None
+    )
 
 
 def new_paths(params):

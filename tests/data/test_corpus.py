@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bipft_jax.data.corpus import preparation, python_docs
 from bipft_jax.data.corpus import builder as corpus_builder
+from bipft_jax.data.corpus import preparation, python_docs
 from bipft_jax.data.corpus.blocks import pack_document
 from bipft_jax.data.corpus.command import main
 from bipft_jax.data.corpus.corpus import load_corpus

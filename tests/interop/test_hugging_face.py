@@ -47,7 +47,9 @@ def model(recipe="fp", classes=0, tokenizer=WORDS, **facts) -> Source:
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32),
         abstract_params(described, classes),
     )
-    return Source("runs/x", 7, params, architecture(described), objective(classes), tokenizer, **facts)
+    return Source(
+        "runs/x", 7, params, architecture(described), objective(classes), tokenizer, **facts
+    )
 
 
 def state_of(source):

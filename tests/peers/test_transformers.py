@@ -124,7 +124,9 @@ def test_full_precision_models_load_with_all_their_heads(name, classes, tmp_path
         ],
     )
     output = model.apply({"params": params}, *inputs)
-    source = Source("run", 1, params, architecture(config), objective(classes), WordPieceTokenizer(PIECES))
+    source = Source(
+        "run", 1, params, architecture(config), objective(classes), WordPieceTokenizer(PIECES)
+    )
     write_directory(source, tmp_path / "out")
 
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == [name]

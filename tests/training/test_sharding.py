@@ -181,7 +181,9 @@ def test_making_parameters_does_not_compute_the_batch():
     model, key = model_of("bipft_b", "float32"), jax.random.key(0)
 
     def program(rows):
-        inputs = [jnp.zeros((rows, *batch_of()[name].shape[1:]), jnp.int32) for name in MLM_NSP.inputs]
+        inputs = [
+            jnp.zeros((rows, *batch_of()[name].shape[1:]), jnp.int32) for name in MLM_NSP.inputs
+        ]
         return initialization(model).lower(key, *inputs)
 
     small, large = program(8), program(512)

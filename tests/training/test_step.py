@@ -282,11 +282,15 @@ def test_a_teacher_of_another_width_is_refused_and_one_without_nsp_head_is_notic
 def test_regression_and_padded_rows():
     batch = {"labels": jnp.asarray([1.0, 3.0, 9.0]), "weights": jnp.asarray([1.0, 1.0, 0.0])}
     logits = jnp.asarray([[2.0], [1.0], [0.0]])
-    np.testing.assert_allclose(classification_loss(logits, batch, classification_counts(batch)), (1 + 4) / 2)
+    np.testing.assert_allclose(
+        classification_loss(logits, batch, classification_counts(batch)), (1 + 4) / 2
+    )
 
 
 def test_cross_entropy_is_the_mean_over_real_rows():
     logits = jnp.log(jnp.asarray([[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]]))
     batch = {"labels": jnp.asarray([0, 0, 1]), "weights": jnp.asarray([1.0, 1.0, 0.0])}
     expected = -(np.log(0.5) + np.log(0.2)) / 2
-    np.testing.assert_allclose(classification_loss(logits, batch, classification_counts(batch)), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        classification_loss(logits, batch, classification_counts(batch)), expected, rtol=1e-6
+    )

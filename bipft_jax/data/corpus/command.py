@@ -1,6 +1,6 @@
 """The command that makes a corpus.
 
-    python -m bipft_jax.data.corpus --input 'text/*.jsonl.xz' --output corpus --tokenizer vocab.txt
+python -m bipft_jax.data.corpus --input 'text/*.jsonl.xz' --output corpus --tokenizer vocab.txt
 """
 
 import argparse

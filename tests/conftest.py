@@ -1,4 +1,8 @@
-"""Every test runs on CPU with eight fake devices; nothing is downloaded."""
+"""Every test runs on CPU with eight fake devices, and under strict promotion: no type changes and
+no axis appears unless the code says so. Nothing is downloaded.
+
+All of it is environment, so that it holds in the commands that tests start as well.
+"""
 
 import os
 
@@ -10,6 +14,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",  # tiny programs: compiling is what takes the time
     ]
 )
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import pytest  # noqa: E402 (after the environment)
 

@@ -111,7 +111,8 @@ def test_relations_are_those_of_the_real_valued_projections(recipe):
     dropped = behaviour(model, params, BATCH, jax.random.key(1))
     assert (dropped.hidden_states != shown.hidden_states).any()
     # Layer 0's values, from the embedding output as the layer's own linear makes them.
-    attention = jax.tree.map(lambda x: x[0], params["bert"]["encoder"]["layers"])["attention"]
+    layers = jax.device_get(params["bert"]["encoder"]["layers"])
+    attention = jax.tree.map(lambda x: x[0], layers)["attention"]
     layer, lora = attention["value"], attention["value_lora"]
     x = np.float64(shown.hidden_states[0])
     kernel = np.float64(layer["kernel"])

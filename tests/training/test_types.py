@@ -33,8 +33,11 @@ CORPUS = types.SimpleNamespace(unigram_counts=np.zeros(11, np.int64))  # all tha
 FINETUNING = SEQUENCES | dict(labels=whole(4), weights=real(4))
 
 
-@pytest.mark.parametrize("x64", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("dtype", "x64"),
+    [("float32", False), ("float32", True), ("bfloat16", False), ("bfloat16", True),
+     ("float64", True)],
+)  # fmt: skip
 @pytest.mark.parametrize("recipe", ["fp", "bipft_b", "bit_w1a2", "bibert"])
 def test_parameters_moments_and_metrics_are_float32(recipe, dtype, x64):
     config = BertConfig(recipe_named(recipe, lora_rank=2), 11, 2, 8, 2, 16, 8, dtype=dtype)
@@ -58,7 +61,16 @@ def test_parameters_moments_and_metrics_are_float32(recipe, dtype, x64):
                 assert leaf.dtype in (jnp.float32, jnp.int32), name
             before = [leaf.dtype for leaf in jax.tree.leaves(state)]
             assert [leaf.dtype for leaf in jax.tree.leaves(new)] == before
-            assert {name: str(leaf.dtype) for name, leaf in metrics.items()} == dict.fromkeys(
-                metrics, "float32"
-            )
+            if dtype != "float64":  # whose losses are as wide
+                assert {name: str(leaf.dtype) for name, leaf in metrics.items()} == dict.fromkeys(
+                    metrics, "float32"
+                )
         assert rate(jnp.int32(3)).dtype == jnp.float32
+
+
+def test_types_and_axes_must_be_named():
+    """In tests: `conftest.py` asks for it by environment, which JAX reads once."""
+    with pytest.raises(jax.dtypes.TypePromotionError):
+        jnp.ones(3) + jnp.arange(3)
+    with pytest.raises(ValueError, match="could not be broadcast together"):
+        jnp.ones((2, 3)) + jnp.ones(3)

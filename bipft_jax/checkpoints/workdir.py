@@ -44,9 +44,16 @@ Inputs = Mapping[str, Mapping[str, Any]]  # what is in a directory, by the confi
 
 
 def absolute(workdir: str | os.PathLike[str]) -> Path:
-    """The workdir as an absolute path. Raises: ValueError for gs:// and the like."""
+    """The workdir as an absolute path. Raises: ValueError for gs:// and the like, and for ~ where a
+    user has no home directory."""
     require_local({"workdir": workdir})
-    return Path(os.path.abspath(os.path.expanduser(workdir)))
+    expanded = Path(os.path.expanduser(workdir))
+    if expanded.parts[:1] == ("~",):  # else a directory of that name would be made
+        raise ValueError(
+            f"workdir is {os.fspath(workdir)}, but no home directory is known (HOME is not set): "
+            "give the whole path"
+        )
+    return Path(os.path.abspath(expanded))
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -3,9 +3,11 @@
 import errno
 import fcntl
 import json
+import pwd
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -61,6 +63,17 @@ def test_a_workdir_is_made_absolute(tmp_path, monkeypatch):
         "/x//y/": "/x/y",
     }.items():
         assert absolute(given) == Path(expected)
+
+
+def test_a_workdir_in_a_home_directory_that_nobody_knows_is_refused(tmp_path, monkeypatch):
+    """As in a container that is run by the number of a user who is not in its /etc/passwd."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", mock.Mock(side_effect=KeyError))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"workdir is ~/run, but no home directory is known"):
+        claim_workdir("~/run", CONFIG)
+    assert not list(tmp_path.iterdir())
+    assert absolute("run~/~") == tmp_path / "run~" / "~"
 
 
 INPUTS = {"corpus_dir": {"seed": 0, "input": 64 * "a"}, "init_from": {"step": 7}}

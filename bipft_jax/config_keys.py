@@ -10,13 +10,13 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from bipft_jax.data.glue.tasks import TASKS
 from bipft_jax.errors import unknown_name
 from bipft_jax.models.recipes import RECIPES, SIZES
 from bipft_jax.models.remat import REMAT_POLICIES
@@ -103,6 +103,13 @@ def text(name: str, value: Any) -> None:
         raise ValueError(f"{name} is {value!r}: it must be text")
 
 
+def directory_name(name: str, value: Any) -> None:
+    """A name of a directory; that a task of the name exists is seen where it is read."""
+    text(name, value)
+    if not value or Path(value).name != value:
+        raise ValueError(f"{name} is {value!r}: it must be the name of a task, not a path")
+
+
 def updates(name: str, value: Any) -> None:
     """ "a:b" as `profile_range` reads it, or ""."""
     text(name, value)
@@ -162,7 +169,7 @@ KEYS: dict[str, dict[str, Rule]] = {
         "intermediate_recipes": several(one_of("recipe", RECIPES)),
         "score_mse": truth,
         "dropout_until_evaluation": truth,
-        "task": one_of("GLUE task", (*TASKS, ALL_TASKS)),
+        "task": directory_name,
         "glue_dir": text,
         "max_length": whole(3),
         "length_buckets": whole(1),

@@ -31,6 +31,7 @@ from bipft_jax.checkpoints.workdir import (
 from bipft_jax.config_keys import check_keys
 from bipft_jax.data.glue import batches as glue_batches
 from bipft_jax.data.glue import metrics as glue_metrics
+from bipft_jax.data.glue import own
 from bipft_jax.data.glue import tasks as glue
 from bipft_jax.models.recipes import recipe_named
 from bipft_jax.objectives.task_distillation import DISTILLATIONS
@@ -130,7 +131,7 @@ def make_run(config: ml_collections.ConfigDict, begun: Inputs) -> Run:
     Raises: ValueError for a missing directory, keys that do not go together, texts longer than the
       model has positions for, or a batch that does not split.
     """
-    task = glue.glue_task(config.task)
+    task = own.task_named(config.task, config.glue_dir)
     check_together(config, task)
     source = load_input(config.init_from, "init_from", begun)
     inputs = {"init_from": source.identity}
@@ -139,7 +140,7 @@ def make_run(config: ml_collections.ConfigDict, begun: Inputs) -> Run:
     data = load_task(
         task, config.glue_dir, source.tokenizer, config.max_length, config.length_buckets
     )
-    inputs["glue_dir"] = data.fingerprints
+    inputs["glue_dir"] = data.fingerprints | own.recorded(task)
     longest, positions = data.train.padded_lengths[-1], source.architecture["max_positions"]
     if longest > positions:
         raise ValueError(
@@ -279,7 +280,8 @@ def course_of(run: Run, stage: Stage, directory: Path, seed: int) -> Course:
     config, data, learner = run.config, run.data, stage.learner
     size, examples = config.batch_size, len(data.train)
     evaluated = _evaluation_steps(config, examples, run.total)
-    description = checkpoint_description(learner.model.config, learner.objective, config.to_dict())
+    record = {**config.to_dict(), **own.recorded(data.task)}
+    description = checkpoint_description(learner.model.config, learner.objective, record)
     return Course(
         config=config,
         directory=directory,

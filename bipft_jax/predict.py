@@ -22,6 +22,7 @@ import numpy as np
 
 from bipft_jax.checkpoints.source import Source, load_source
 from bipft_jax.data.glue import batches as glue_batches
+from bipft_jax.data.glue import own
 from bipft_jax.data.glue import tasks as glue
 from bipft_jax.paths import require_local, require_writable
 from bipft_jax.reports.results import RESULT_NAME, read_result
@@ -68,7 +69,7 @@ def task_of(source: Source, name: str | None) -> glue.GlueTask:
         raise ValueError(f"{source.workdir} does not say its task: give --task")
     if None not in (name, trained) and name != trained:
         raise ValueError(f"{source.workdir} was finetuned on {trained}, not on {name}")
-    task = glue.glue_task(name or trained)
+    task = own.recorded_task(source.run) or glue.glue_task(name or trained)
     require_number_of_outputs(source, task)
     return task
 

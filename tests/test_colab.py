@@ -15,7 +15,7 @@ import pytest
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 
-from bipft_jax.data.glue.tasks import TASKS
+from bipft_jax.data.glue import documentation
 from bipft_jax.training.telemetry import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -147,7 +147,7 @@ def test_five_words_and_two_sentences_are_answered(colab):
     assert 0 < sum(probabilities) <= 1
 
     header, *rows = [line.split("\t") for line in printed(colab.first["predict"]).splitlines()]
-    labels = TASKS["documentation"].label_names
+    labels = documentation.TASK.label_names
     assert header == ["sentence", "prediction", *(f"p({label})" for label in labels)]
     assert len(rows) == 2
     for _, prediction, *of_labels in rows:

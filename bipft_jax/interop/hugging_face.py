@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from bipft_jax.checkpoints.source import Source
 from bipft_jax.checkpoints.workdir import absolute
-from bipft_jax.data.glue.tasks import TASKS
+from bipft_jax.data.glue.own import recorded_task
 from bipft_jax.data.tokenizer_json import added_tokens, is_of_hugging_face
 from bipft_jax.data.tokenizers import (
     CLS,
@@ -339,7 +339,7 @@ def _described(source: Source) -> dict[str, Any]:
 
 def _labels(source: Source) -> list[str]:
     """The label names of the task that the run's configuration names, else Hugging Face's own."""
-    task = TASKS.get(source.run.get("task"))
+    task = recorded_task(source.run)
     if task is not None and task.label_names is not None:
         return list(task.label_names)
     return source.run.get("labels") or nameless_labels(source.objective.outputs)

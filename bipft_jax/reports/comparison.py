@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bipft_jax.data.glue import bag_of_words
-from bipft_jax.data.glue import tasks as glue
+from bipft_jax.data.glue import bag_of_words, own
+from bipft_jax.data.glue.tasks import TASKS, read_split
 from bipft_jax.models.recipes import RECIPES
 from bipft_jax.paths import require_local
 
@@ -66,16 +66,18 @@ def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = No
 
     Raises: ValueError if a task of the results cannot be read from `glue_dir`.
     """
+    tasks = {result["task"]: own.recorded_task(result) for result in results}
+    tasks = {name: tasks[name] for name in dict.fromkeys((*TASKS, *tasks)) if name in tasks}
     scores = {
-        (result["task"], metric): None
-        for task in glue.TASKS
+        (task, metric): None
+        for task in tasks
         for result in results
         if result["task"] == task
         for metric in result["mean"]
     }
     order = list(RECIPES)
     models = sorted({_model(r) for r in results}, key=lambda m: (order.index(m[0]), m[1]))
-    rows = [["", *(f"{glue.TASKS[task].directory}, {metric}" for task, metric in scores)]]
+    rows = [["", *(f"{tasks[task].directory}, {metric}" for task, metric in scores)]]
     rows.append(["---", *("---:" for _ in scores)])
     for model in models:
         of_model = {r["task"]: r for r in results if _model(r) == model}
@@ -87,12 +89,14 @@ def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = No
     notes = []
     if glue_dir is not None:
         words = {}
-        for task in dict.fromkeys(task for task, _ in scores):
-            train, dev = _train_and_dev(task, glue_dir)
-            words |= {(task, name): s for name, s in bag_of_words.scores(train, dev).items()}
+        for name, task in tasks.items():
+            train, dev = (
+                read_split(task, glue_dir, split) for split in ("train", task.dev_splits[0])
+            )
+            words |= {(name, metric): s for metric, s in bag_of_words.scores(train, dev).items()}
             error = 50 / len(dev) ** 0.5
             notes.append(
-                f"{train.task.directory}: {len(train):,} training and {len(dev):,} dev rows; "
+                f"{task.directory}: {len(train):,} training and {len(dev):,} dev rows; "
                 f"standard error of an accuracy: at most {error:.1f}."
             )
         cells = (f"{100 * words[key]:.1f}" if key in words else "" for key in scores)
@@ -104,12 +108,6 @@ def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = No
     return "\n".join(
         [*lines, "", f"Percent of the best evaluation on the dev sets; seeds: {seeds}.", *notes]
     )
-
-
-def _train_and_dev(task: str, glue_dir: str | Path) -> tuple[glue.GlueSplit, glue.GlueSplit]:
-    row = glue.glue_task(task)
-    train, dev = (glue.read_split(row, glue_dir, name) for name in ("train", row.dev_splits[0]))
-    return train, dev
 
 
 def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
@@ -130,7 +128,7 @@ def _label(result: Mapping[str, Any]) -> str:
 
 def _is_of_a_task(result: Mapping[str, Any]) -> bool:
     """A run's result.json, not a config.json, which names its task too."""
-    return result.get("task") in glue.TASKS and "mean" in result
+    return "mean" in result and (result.get("task") in TASKS or "own_task" in result)
 
 
 def _load(path: Path, strictly: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 import numpy as np
 
+from bipft_jax.data.glue.own import recorded
 from bipft_jax.data.glue.tasks import GlueTask
 from bipft_jax.json_text import parse_json
 
@@ -112,6 +113,7 @@ def summarise(
     """
     return {
         "task": task.name,
+        **recorded(task),
         "recipe": config.recipe,
         "pretrained": config.pretrained,
         "init_from": config.init_from,

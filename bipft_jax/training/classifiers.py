@@ -6,6 +6,7 @@ import logging
 
 from bipft_jax.checkpoints.source import Source
 from bipft_jax.data.glue.labels import are_numbers, outputs_of_classes
+from bipft_jax.data.glue.own import recorded_task
 from bipft_jax.data.glue.tasks import GlueTask
 from bipft_jax.objectives.classification import classification
 
@@ -63,7 +64,7 @@ def has_classifier_of(source: Source, task: GlueTask) -> bool:
     """Whether a checkpoint's classifier, if it has one, is one of the task and not only as wide: of
     a run on the task, or imported with the task's labels in its order. Numbers name no labels."""
     if "task" in source.run:
-        return source.run["task"] == task.name
+        return recorded_task(source.run) == task
     labels = [label.lower() for label in source.run.get("labels", [])]
     named = [list(names or ()) for names in (task.label_names, task.tfds_label_names)]
     return (

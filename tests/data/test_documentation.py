@@ -6,8 +6,9 @@ import pytest
 
 from bipft_jax.data.glue import documentation
 from bipft_jax.data.glue import tasks as glue
+from bipft_jax.data.glue.own import task_named
 
-LABELS = glue.TASKS["documentation"].label_names
+LABELS = documentation.TASK.label_names
 
 
 def sentence(package: str, number: int) -> str:
@@ -50,11 +51,12 @@ def test_splits_are_balanced_shuffled_and_apart():
         documentation.make_rows(classes, train=4, dev=6, seed=0)
 
 
-def test_the_command_writes_what_the_task_table_reads(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_task_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(documentation, "held_out_sentences", lambda corpus: named(5))
     documentation.main(["--output", str(tmp_path), "--train", "2", "--dev", "3"])
     assert "dev.tsv: 18 rows, 3 of each class" in capsys.readouterr().out
-    task = glue.glue_task("documentation")
+    task = task_named("documentation", tmp_path)
+    assert task == documentation.TASK and task.metrics == ("accuracy",)
     for split, size in (("train", 2), ("dev", 3)):
         read = glue.read_split(task, tmp_path, split)
         assert Counter(read.labels.tolist()) == dict.fromkeys(range(6), size)

@@ -1,4 +1,5 @@
-"""A small task in GLUE's format: which package's documentation is a sentence from?
+"""A small task of one's own (`bipft_jax/data/glue/own.py`): which package's documentation has a
+sentence?
 
     python -m bipft_jax.data.glue.documentation --output data/glue
 
@@ -13,6 +14,7 @@ regression on bags of words (`bipft_jax/data/glue/bag_of_words.py`).
 """
 
 import argparse
+import json
 import random
 import re
 import sys
@@ -20,10 +22,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bipft_jax.data.corpus.python_docs import PACKAGE_DOCS, PACKAGES, held_out_sentences
-from bipft_jax.data.glue.tasks import TASKS
+from bipft_jax.data.glue.own import TASK_NAME, description, task_of
 from bipft_jax.paths import require_local
 
-TASK = TASKS["documentation"]
+TASK = task_of(
+    "documentation",
+    {"sentences": ["sentence"], "label": "label", "labels": ["python", *PACKAGES]},
+)
 MIN_WORDS, MAX_WORDS = 6, 40
 
 _NAMES = re.compile(rf"python|scikit|{'|'.join(PACKAGES)}", re.IGNORECASE)
@@ -82,13 +87,15 @@ def make_rows(
 
 
 def write_task(glue_dir: str | Path, splits: Mapping[str, Sequence[tuple[str, str]]]) -> list[Path]:
-    """Writes `glue_dir/documentation/{train,dev}.tsv` with the columns `sentence` and `label`.
-    Existing files are replaced. Returns the paths.
+    """Writes `glue_dir/documentation/{train,dev}.tsv` with the columns `sentence` and `label`, and
+    task.json, which describes them. Existing files are replaced. Returns the paths of the splits.
 
     Raises: ValueError if `glue_dir` is gs:// or the like."""
     require_local({"glue_dir": glue_dir})
     directory = Path(glue_dir) / TASK.directory
     directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(description(TASK), indent=1)
+    (directory / TASK_NAME).write_text(text + "\n", encoding="utf-8")
     paths = []
     for split, rows in splits.items():
         path = directory / f"{split}.tsv"

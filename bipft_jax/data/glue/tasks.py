@@ -1,4 +1,4 @@
-"""The nine GLUE tasks (and our own documentation task): the task table and reading.
+"""The nine GLUE tasks: the task table, and reading the files of any task.
 
 A task is a row of `TASKS`: where its files are, which columns to read, how it is scored. Nothing
 else in the library asks which task it is working on.
@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bipft_jax.data.corpus.python_docs import PACKAGES
 from bipft_jax.data.glue import tfds as glue_tfds
 from bipft_jax.errors import unknown_name
 
@@ -121,14 +120,11 @@ TASKS: dict[str, GlueTask] = {
                  ("entailment", "neutral", "contradiction"), ("accuracy",), 6,
                  dev_splits=("dev_matched", "dev_mismatched"),
                  tfds_sentences=("premise", "hypothesis")),
-        # Which package a sentence of documentation is about, see data/glue/documentation.py.
-        GlueTask("documentation", "documentation", ("sentence",), "label", ("python", *PACKAGES),
-                 ("accuracy",), 10),
     )
 }
 # fmt: on
 
-BENCHMARK = tuple(name for name in TASKS if name != "documentation")  # GLUE's own nine
+BENCHMARK = tuple(TASKS)
 
 
 def glue_task(name: str) -> GlueTask:

@@ -1,0 +1,150 @@
+"""Tasks of one's own: GLUE_DIR/NAME/task.json beside GLUE_DIR/NAME/{train,dev}.tsv.
+
+    {"sentences": ["title", "text"], "label": "topic", "labels": ["sport", "science", "arts"]}
+
+A task is then the same as a row of `TASKS`. Keys, those that may be left out in brackets:
+
+    sentences   the column of the sentence, or the two columns of a pair; the files have a header
+    label       the label's column
+    labels      the labels as the files spell them, in the order of the classifier's outputs; or
+    scores      instead, for regression: [least, greatest]
+    [metrics]   names of `glue.metrics.METRICS`, of which the first selects the best evaluation:
+                accuracy; for scores pearson and spearman
+    [epochs]    passes over the training rows: 10
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bipft_jax.data.glue.metrics import METRICS
+from bipft_jax.data.glue.tasks import TASKS, GlueTask
+from bipft_jax.errors import unknown_name
+from bipft_jax.json_text import parse_json
+
+TASK_NAME = "task.json"
+
+_KEYS = ("sentences", "label", "labels", "scores", "metrics", "epochs")
+_OF_SCORES, _OF_TWO_CLASSES = ("pearson", "spearman"), ("f1",)
+
+
+def task_named(name: str, glue_dir: str | Path) -> GlueTask:
+    """The row of `TASKS` of that name, or the task that `glue_dir` describes.
+
+    Raises: ValueError if neither has it, naming the nearest known ones, or for a description that
+      is not one, naming the file and the key.
+    """
+    if name in TASKS:
+        return TASKS[name]
+    directory = Path(glue_dir).expanduser()
+    path = directory / name / TASK_NAME
+    if not path.is_file():
+        own = sorted(file.parent.name for file in directory.glob(f"*/{TASK_NAME}"))
+        raise ValueError(
+            f"{unknown_name('GLUE task', name, (*TASKS, *own))}; a task of your own is described "
+            f"in {path} (see bipft_jax/data/glue/own.py)"
+        )
+    try:
+        return task_of(name, parse_json(path.read_bytes()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def task_of(name: str, described: Any) -> GlueTask:
+    """The task of a description. Raises: ValueError naming the key that is wrong."""
+    if not isinstance(described, Mapping):
+        raise ValueError("it must be a JSON object")
+    for key in described:
+        if key not in _KEYS:
+            raise unknown_name("key", key, _KEYS)
+    sentences = _names(described, "sentences", (1, 2))
+    (label,) = _names({"label": [described.get("label")]}, "label", (1, 1))
+    if label in sentences:
+        raise ValueError(f"label: {label!r} is a column of sentences")
+    if ("labels" in described) == ("scores" in described):
+        raise ValueError("it must have one of labels and scores")
+    regression = "scores" in described
+    labels = None if regression else _names(described, "labels", (2, None))
+    fitting = {
+        metric
+        for metric in METRICS
+        if (metric in _OF_SCORES) == regression
+        and (metric not in _OF_TWO_CLASSES or len(labels) == 2)
+    }
+    usual = list(_OF_SCORES) if regression else ["accuracy"]
+    metrics = _names({"metrics": usual, **described}, "metrics", (1, None))
+    for metric in metrics:
+        if metric not in fitting:
+            raise ValueError(f"metrics: {unknown_name('metric', metric, sorted(fitting))}")
+    epochs = described.get("epochs", 10)
+    if type(epochs) is not int or epochs < 1:
+        raise ValueError(f"epochs is {epochs!r}: it must be a whole number, 1 or more")
+    return GlueTask(
+        name=name,
+        directory=name,
+        sentences=sentences,
+        label=label,
+        label_names=labels,
+        metrics=metrics,
+        epochs=epochs,
+        score_range=_range(described["scores"]) if regression else None,
+    )
+
+
+def recorded(task: GlueTask) -> dict[str, Any]:
+    """What a run's record says of its task, beside its name: a task of one's own whole."""
+    return {} if task.name in TASKS else {"own_task": description(task)}
+
+
+def description(task: GlueTask) -> dict[str, Any]:
+    """The content of a task.json; `task_of` of it is the task."""
+    classes = (
+        {"scores": list(task.score_range)}
+        if task.label_names is None
+        else {"labels": list(task.label_names)}
+    )
+    return {
+        "sentences": list(task.sentences),
+        "label": task.label,
+        **classes,
+        "metrics": list(task.metrics),
+        "epochs": task.epochs,
+    }
+
+
+def recorded_task(run: Mapping[str, Any]) -> GlueTask | None:
+    """The task of a run's record, as a checkpoint has it; None if it is of no task."""
+    if "own_task" in run:
+        return task_of(run["task"], run["own_task"])
+    return TASKS.get(run.get("task"))
+
+
+def _names(
+    described: Mapping[str, Any], key: str, count: tuple[int, int | None]
+) -> tuple[str, ...]:
+    """The distinct, non-empty strings of a list, of so many entries."""
+    names, (least, most) = described.get(key), count
+    many = f"{least}" if least == most else f"{least} or {most}" if most else f"{least} or more"
+    if not (
+        isinstance(names, list)
+        and least <= len(names) <= (most or len(names))
+        and all(isinstance(name, str) and name for name in names)
+        and not any("\t" in name or "\n" in name for name in names)
+        and len(set(names)) == len(names)
+    ):
+        wanted = "a name" if count == (1, 1) else f"a list of {many} different names"
+        raise ValueError(f"{key} is {names!r}: it must be {wanted}")
+    return tuple(names)
+
+
+def _range(scores: Any) -> tuple[float, float]:
+    if (
+        isinstance(scores, list)
+        and len(scores) == 2
+        and all(type(score) in (int, float) for score in scores)
+        and scores[0] < scores[1]
+    ):
+        return float(scores[0]), float(scores[1])
+    raise ValueError(f"scores is {scores!r}: it must be [least, greatest]")

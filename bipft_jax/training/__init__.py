@@ -1,1 +1,1 @@
-"""The loop and what it calls: update, optimiser, state, sharding, evaluation, telemetry."""
+"""The training loop and its parts: update, optimiser, state, sharding, evaluation, telemetry."""

@@ -1,4 +1,4 @@
-"""What a checkpoint's classifier answers, and whether that is what a task asks."""
+"""Checks that the outputs of a checkpoint's classifier are the classes of a task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bipft_jax.objectives.classification import classification
 
 
 def require_number_of_outputs(source: Source, task: GlueTask) -> None:
-    """Raises ValueError if a model has not the number of outputs that a task needs."""
+    """Raises ValueError unless a model has as many outputs as the task needs."""
     if source.objective != classification(task.num_outputs):
         outputs = source.objective.outputs
         has = f"{outputs} outputs" if outputs else "pretraining heads"
@@ -23,8 +23,8 @@ def require_number_of_outputs(source: Source, task: GlueTask) -> None:
 
 
 def require_outputs(source: Source, task: GlueTask) -> None:
-    """Raises ValueError if a model's logits are not those of the task: it has another number of
-    outputs, or the task's classes in another order."""
+    """Raises ValueError if a model has another number of outputs than the task, or the task's
+    classes in another order."""
     require_number_of_outputs(source, task)
     names = source.run.get("labels") or []
     order = outputs_of_classes(task, names)
@@ -36,12 +36,12 @@ def require_outputs(source: Source, task: GlueTask) -> None:
 
 
 def class_outputs(source: Source, task: GlueTask) -> list[int]:
-    """Which output of the model is that of each class of the task, in the task's order. Warns where
-    that is not known: for an imported model whose outputs have no names but numbers.
+    """The index of the model's output for each class of the task, in the task's order. Warns if the
+    order is a guess: the outputs of an imported model may have numbers instead of names.
 
-    Raises: ValueError if the model names its outputs, and not as the task's classes.
+    Raises: ValueError if the names of the model's outputs are not those of the task's classes.
     """
-    if task.is_regression or source.run.get("task"):  # trained here, in the task's order
+    if task.is_regression or source.run.get("task"):  # trained here, so in the task's order
         return list(range(task.num_outputs))
     names = source.run.get("labels") or [str(number) for number in range(task.num_outputs)]
     order = outputs_of_classes(task, names)
@@ -61,8 +61,8 @@ def class_outputs(source: Source, task: GlueTask) -> list[int]:
 
 
 def has_classifier_of(source: Source, task: GlueTask) -> bool:
-    """Whether a checkpoint's classifier, if it has one, is one of the task and not only as wide: of
-    a run on the task, or imported with the task's labels in its order. Numbers name no labels."""
+    """Whether a checkpoint's classifier was trained on the task: by a run on the task, or imported
+    with the task's labels in the task's order. An equal width or numbered labels do not suffice."""
     if "task" in source.run:
         return recorded_task(source.run) == task
     labels = [label.lower() for label in source.run.get("labels", [])]

@@ -1,4 +1,4 @@
-"""How good parameters are on data that were held out: a corpus's text, a task's dev splits."""
+"""Evaluation on held-out data: a corpus's validation split, a task's dev splits."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from bipft_jax.models.parameters import Params
 from bipft_jax.objectives.objective import Examples, FromCorpus
 from bipft_jax.training import sharding
 
-EVALUATION_ROWS = 32  # held-out sequences a shard evaluates at a time, at most
+EVALUATION_ROWS = 32  # most held-out sequences that a shard evaluates at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
     """The held-out batches of a run: the first examples of a corpus's validation split.
 
-    Used are `sequences` of them (0, or more than there are: one epoch), less what is left over when
-    they are dealt evenly to the mesh's `data` x `fsdp` shards: 1,024 are the same 1,024 on every
-    mesh of 1, 2, 4, ... 1,024 shards. A shard gets at least one, and `EVALUATION_ROWS` at most of a
-    batch.
+    A run uses `sequences` of them (0, or more than the split has: one epoch), rounded down to a
+    multiple of the mesh's `data` x `fsdp` shards: 1,024 are the same 1,024 on every mesh of 1, 2,
+    4, ... 1,024 shards. A shard gets at least one sequence in all, and at most `EVALUATION_ROWS`
+    per batch.
 
-    batches: the rows of each that this process holds, and how many the whole batch has.
+    batches: of each, the rows that this process holds, and the number of rows of the global batch.
     """
 
     mesh: jax.sharding.Mesh
@@ -47,7 +47,7 @@ class HeldOut:
         return cls(mesh, batches)
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
-        """Global batches, each put on the devices when it is asked for."""
+        """Global batches, each put on the devices when it is requested."""
         for batch, size in self.batches:
             yield sharding.put_batch(self.mesh, batch, size)
 
@@ -62,7 +62,7 @@ def held_out_metrics(
 
     Arguments:
       step: a jitted `evaluation_step`.
-      batches: taken one after another, so that the devices hold two at most.
+      batches: consumed lazily, so that the devices hold at most two.
     """
     results = []
     for batch in batches:
@@ -79,12 +79,12 @@ def outputs(
     mesh: jax.sharding.Mesh,
     progress: bool = False,
 ) -> np.ndarray:
-    """Logits of all examples, in order: float32 [N, outputs].
+    """Logits of all examples, in the order of the split: float32 [N, outputs].
 
     Arguments:
       predict: a jitted `prediction_step`.
-      batch_size: a multiple of the mesh's shards of a batch.
-      progress: show a bar.
+      batch_size: a multiple of `sharding.batch_shards(mesh)`.
+      progress: show a progress bar.
     """
     numbers, logits = [], []
     batches = glue_batches.evaluation_batches(split, batch_size)
@@ -106,7 +106,7 @@ def task_scores(
     batch_size: int,
     mesh: jax.sharding.Mesh,
 ) -> dict[str, float]:
-    """Scores on every split; see `named_by_split`. Arguments are those of `outputs`."""
+    """Scores on every split, named as by `named_by_split`. Arguments as for `outputs`."""
     return named_by_split(
         {
             name: glue_metrics.evaluate(
@@ -118,8 +118,7 @@ def task_scores(
 
 
 def named_by_split(by_split: dict[str, dict[str, float]]) -> dict[str, float]:
-    """One dictionary of scores: those of the first split under their own names, those of further
-    ones as METRIC_SPLIT."""
+    """Merges the scores of several splits: METRIC for the first split, METRIC_SPLIT for others."""
     first, *others = by_split
     further = {f"{key}_{name}": v for name in others for key, v in by_split[name].items()}
     return by_split[first] | further

@@ -1,4 +1,4 @@
-"""How many floating-point operations the mathematics of an update needs."""
+"""Model FLOPs of an update."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from bipft_jax.models.recipes import BertConfig
 def update_flops(config: BertConfig, sequences: int, length: int, head_products: int) -> float:
     """Model FLOPs of one update of `sequences` x `length` tokens, as if nothing were quantised.
 
-    Forward and backward, two operations a multiply-add, the backward pass twice the forward;
-    matrix products only (Chowdhery et al. 2022, appendix B), so that recipes of one size are
-    measured by one rule. head_products: multiply-adds of pooler and heads for a sequence.
+    Counts matrix products only, forward and backward: two FLOPs per multiply-add, the backward
+    pass twice the forward (Chowdhery et al. 2022, appendix B). Recipes of one size thus have equal
+    model FLOPs. head_products: multiply-adds of pooler and heads per sequence.
     """
     h, inner, s = config.hidden, config.intermediate, length
     linears = config.layers * (4 * h * h + 2 * h * inner)

@@ -1,16 +1,16 @@
-"""The one loop of training. Pretraining and each seed of a finetuning are a `Course` of it.
+"""The training loop. Pretraining and each seed of finetuning run it with their own `Course`.
 
-The order, which is written here and nowhere else. For every update:
+Every iteration does the following, in this order, which is documented only here:
 
-1. the next batch, which is on the devices already, and the update;
-2. the log point before is read and written: one update late, so that the devices never wait;
-3. every `log_every` updates a log point is asked for: means of the metrics, learning rate, flips of
+1. take the next batch, already on the devices, and dispatch the update;
+2. fetch and write the pending log point, one update late, so that the devices never wait;
+3. every `log_every` updates, dispatch a new log point: mean metrics, learning rate, flips of
    binary weights, learned scales;
-4. where the course says so, what is unread is read, the held-out data are evaluated, and the state
-   is saved with the scores;
-5. where a stop was asked for, what is unread is read, the state is saved, and the process ends.
+4. if the course evaluates here, fetch the pending log point, evaluate the held-out data, and save
+   the state with the scores;
+5. if a stop was requested, fetch the pending log point, save the state, and end the process.
 
-Nothing goes to or from the devices unasked while it lasts (`jax.transfer_guard`).
+`jax.transfer_guard` forbids implicit transfers during the loop.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
-    """A model that learns, and its programs, which are compiled once for all courses.
+    """A model with its optimiser and its jitted programs, compiled once for all courses.
 
-    schedule: the optimiser's learning rate by update. accumulation: micro-batches of an update.
-    teacher: whose parameters `run` is given.
+    schedule: the optimiser's learning rate by update. accumulation: micro-batches per update.
+    teacher: its parameters are an argument of `run`.
     """
 
     objective: Objective
@@ -59,7 +59,7 @@ class Learner:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and places of the state."""
+        """Shapes, dtypes and shardings of the state."""
         params = self.objective.abstract_params(self.model.config)
         return sharding.placed(self.mesh, states.abstract_state(params, self.optimizer))
 
@@ -70,8 +70,8 @@ class Learner:
 
     @functools.cached_property
     def update(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-        """(state, teacher's parameters, seed, batch, dropout) -> (state, metrics); the state given
-        is gone afterwards."""
+        """(state, teacher's parameters, seed, batch, dropout) -> (state, metrics); donates the
+        state."""
         whole = sharding.replicated(self.mesh)
         return jax.jit(
             steps.update(self.objective, self.model, self.optimizer, **self._options),
@@ -83,20 +83,20 @@ class Learner:
 
     @functools.cached_property
     def gradients(self) -> Callable[..., tuple[Params, dict[str, jax.Array]]]:
-        """The gradients and metrics of the same arguments as `update`'s."""
+        """(gradients, metrics), from the arguments of `update`; donates nothing."""
         gradients_of = steps.gradients(self.objective, self.model, **self._options)
         return jax.jit(gradients_of, static_argnums=4)
 
     @functools.cached_property
     def codes(self) -> Callable[[Params], dict[str, jax.Array]]:
-        """The codes of the binary weights of some parameters."""
+        """parameters -> the codes of their binary weights."""
         quantizer = self.model.config.recipe.weight
         return jax.jit(lambda params: weight_statistics.binary_codes(params, quantizer))
 
     @functools.cached_property
     def statistics(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
-        """(codes before, state) -> (codes now; flips, scales and `skipped_in_row`). One program:
-        where there is little to compute, calling one is what costs."""
+        """(codes before, state) -> (codes now; flips, scales and `skipped_in_row`). One program,
+        because the dispatch of a small program costs more than its computation."""
 
         def values_of(before: dict[str, jax.Array], state: TrainState):
             now = self.codes(state.params)
@@ -110,7 +110,7 @@ class Learner:
 
     @functools.cached_property
     def add(self) -> Callable[[Any, Any], Any]:
-        """The sum of two dictionaries of metrics, of which the first is gone afterwards."""
+        """The sum of two dictionaries of metrics; donates the first."""
         return jax.jit(lambda total, new: jax.tree.map(jnp.add, total, new), donate_argnums=0)
 
     @property
@@ -120,21 +120,21 @@ class Learner:
 
 @dataclasses.dataclass(frozen=True)
 class Course:
-    """One run of the loop: from which batches to which files.
+    """One run of the loop: its batches, its evaluation, its files.
 
-    config: `log_every`, `max_skipped_updates` and `profile_steps` are read from it.
+    config: the loop reads `log_every`, `max_skipped_updates` and `profile_steps`.
     directory: receives metrics.jsonl, TensorBoard files and traces.
-    label, held_out: of its progress lines, and of those with held-out scores.
-    last: updates in all. seed: of dropout.
+    label, held_out: names of the run and of the held-out split in progress lines.
+    last: number of updates in all. seed: of dropout.
     batches: (first, last) -> global batches of the updates from `first` to `last` - 1, on the mesh.
-    rates: what an update does, as `ThroughputMeter` takes it.
+    rates: the `per_step` of `ThroughputMeter`.
     described: `config` and `tokenizer` of its checkpoints.
-    evaluated: of a number of made updates, whether to evaluate and save after it.
-    evaluate: (parameters, number of made updates) -> held-out scores; raises FloatingPointError for
-      a state that is not to be saved.
-    dropout: of an update's number, from 0, whether the student has any.
-    examples: of an update's number, from 0, the words for its batch in a message.
-    after_divergence: what to do about updates that are not finite.
+    evaluated: number of finished updates -> whether to evaluate and save now.
+    evaluate: (parameters, number of finished updates) -> held-out scores; raises
+      FloatingPointError for a state that must not be saved.
+    dropout: index of an update, from 0 -> whether the student uses dropout.
+    examples: index of an update, from 0 -> text that describes its batch in an error message.
+    after_divergence: advice for a run whose updates are not finite.
     """
 
     config: ml_collections.ConfigDict
@@ -160,16 +160,16 @@ def run(
     state: TrainState,
     teacher_params: Params | None = None,
 ) -> TrainState:
-    """Trains from a state to the course's last update, inside of `sharding.on(learner.mesh)`.
+    """Trains from a state to the course's last update. Call it inside `sharding.on(learner.mesh)`.
 
     Arguments:
-      state: is gone afterwards.
+      state: donated.
       teacher_params: of `learner.teacher`, on the mesh.
 
     Returns: the final state, as it was saved.
 
-    Raises: FloatingPointError when losses or gradients are not finite any more; SystemExit (0)
-      after SIGTERM, when the state has been saved.
+    Raises: FloatingPointError once losses or gradients stay non-finite; SystemExit (0) after
+      SIGTERM, once the state is saved.
     """
     config, last = course.config, course.last
     start = step = int(state.step)
@@ -177,7 +177,7 @@ def run(
     seed = sharding.put(learner.mesh, np.int32(course.seed))
     codes = learner.codes(state.params)
     totals, counted = None, 0  # sums of metrics since the last log point
-    unread: tuple[int, int, dict[str, Any], dict[str, Any]] | None = None  # a log point
+    unread: tuple[int, int, dict[str, Any], dict[str, Any]] | None = None  # the pending log point
 
     with (
         Telemetry(
@@ -198,13 +198,13 @@ def run(
                 return
             (at, count, sums, values), unread = jax.device_get(unread), None
             skipped = values.pop("skipped_in_row")
-            with jax.transfer_guard("allow"):  # a schedule computes on a device, from a number
+            with jax.transfer_guard("allow"):  # the schedule puts `at` on a device
                 rate = learner.schedule(at - 1)
-            with np.errstate(invalid="ignore"):  # NaN where no update was made
+            with np.errstate(invalid="ignore"):  # NaN if all updates were skipped
                 means = steps.mean_metrics(sums, count)
             telemetry.log(at, {**means, "learning_rate": rate, **values, **meter.rates(at)})
             limit = config.max_skipped_updates
-            # The state is an update further, which may have been a good one.
+            # The state is one update further; that update may have been finite.
             if skipped >= limit and jax.device_get(state.skipped_in_row) >= limit:
                 with jax.transfer_guard("allow"):
                     raise FloatingPointError(
@@ -234,7 +234,7 @@ def run(
             if course.evaluated(step):
                 read()
                 jax.block_until_ready(state.step)
-                meter.rates(step)  # up to here it was training
+                meter.rates(step)  # ends the training interval
                 with jax.transfer_guard("allow"):
                     scores = course.evaluate(state.params, step)
                     telemetry.log(step, scores, split=course.held_out)
@@ -256,8 +256,7 @@ def _diverged(
     seed: jax.Array,
     batch: Batch,
 ) -> str:
-    """The message of a run that makes no updates any more; batch: the latest, whose update was
-    skipped."""
+    """The error message for a run whose updates are all skipped; batch: that of the latest."""
     step, skipped = int(state.step), int(state.skipped_in_row)
     before, dropout = state.replace(step=state.step - 1), course.dropout(step - 1)
     gradients, _ = learner.gradients(before, teacher_params, seed, batch, dropout)

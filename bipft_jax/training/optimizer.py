@@ -17,7 +17,7 @@ def linear_schedule(
     """lr * t / warmup while t < warmup, then lr * (T - t) / (T - warmup), at least 0; t counts from
     0 (SPEC 2.6 and 5), so with any warm-up the first update only fills Adam's moments.
 
-    warmup_updates: may be a fraction of an update (BertAdam's warm-up is 0.1 T).
+    warmup_updates: need not be an integer (BertAdam's warm-up is 0.1 T).
 
     Raises: ValueError if the warm-up is not shorter than the run.
     """
@@ -28,7 +28,7 @@ def linear_schedule(
         )
 
     def schedule(t):
-        # float32 whatever JAX's default: the division of whole numbers would choose.
+        # Explicitly float32: dividing integers would give JAX's default float type.
         rising = jnp.asarray(t, jnp.float32) / warmup_updates if warmup_updates else 1.0
         falling = jnp.asarray(num_updates - t, jnp.float32) / (num_updates - warmup_updates)
         return learning_rate * jnp.clip(jnp.minimum(rising, falling), 0.0, 1.0)
@@ -41,9 +41,10 @@ _VECTORS = ("bias", "mlm_bias", "input_shift", "scale")  # and learned scales of
 
 
 def _decayed(params: Any) -> Any:
-    """Weight decay acts on matrices: kernels and embeddings, not biases, LayerNorms or scales.
+    """The mask of weight decay: True for kernels and embeddings, False for biases, LayerNorms and
+    scales.
 
-    Raises: ValueError for a parameter of another name: nothing is spared, or decayed, by chance.
+    Raises: ValueError for a parameter with an unlisted name, so that none gets a default by chance.
     """
 
     def decayed(path: tuple[Any, ...], _: Any) -> bool:
@@ -67,7 +68,7 @@ def adamw(
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """AdamW (decoupled decay on matrices only), after clipping to a global norm; clip_norm 0: no
+    """AdamW (decoupled decay on matrices only) after clipping by global norm; clip_norm 0 disables
     clipping, as in the reference."""
     update = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=_decayed)
     if clip_norm:
@@ -76,7 +77,8 @@ def adamw(
 
 
 def _promoting(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Itself, also under strict promotion, which refuses optax's powers of the count."""
+    """The same transformation under standard promotion: optax raises a float to the power of the
+    integer count, which strict promotion refuses."""
 
     def update(*arguments):
         with jax.numpy_dtype_promotion("standard"):
@@ -95,8 +97,8 @@ def bert_adam(
     eps: float = 1e-6,
     clip_norm: float = 1.0,
 ) -> optax.GradientTransformation:
-    """The Adam of BiT and BiBERT (SPEC 5): clipping of every tensor by itself, no bias correction,
-    decoupled decay on matrices that is scheduled with the learning rate.
+    """The Adam of BiT and BiBERT (SPEC 5): per-tensor clipping, no bias correction, and decoupled
+    decay on matrices, scheduled with the learning rate.
 
     schedule, scale_schedule: learning rates of the parameters and of the learned scales.
     """
@@ -120,7 +122,7 @@ def bert_adam(
 
 
 def _clip_each_tensor(max_norm: float) -> optax.GradientTransformation:
-    """g * min(1, max_norm / (|g| + 1e-6)), layers stacked in one array each with their own norm."""
+    """g * min(1, max_norm / (|g| + 1e-6)); every layer of a stacked array has its own norm."""
 
     def clip(path, g):
         own = range(1, g.ndim) if is_stacked(path_name(path)) else range(g.ndim)
@@ -136,7 +138,7 @@ class _Moments(NamedTuple):
 
 
 def _adam_without_bias_correction(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """m / (sqrt(v) + eps): optax's own Adam corrects m and v for their start at zero."""
+    """m / (sqrt(v) + eps), without the bias correction of optax's own Adam."""
 
     def init(params):
         return _Moments(optax.tree.zeros_like(params), optax.tree.zeros_like(params))

@@ -1,4 +1,4 @@
-"""A trace of some updates, for xprof and TensorBoard's profile page."""
+"""Profiler traces of a range of updates, for xprof and TensorBoard's profile page."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bipft_jax.processes import say
 
 
 class Profile:
-    """Traces updates `first` + 1 to `last`; with first = last none.
+    """Traces updates `first` + 1 to `last`; none if first = last.
 
-    Every process writes what its own devices and host did; files have the host's name.
+    Every process traces its own host and devices; file names contain the host name.
     """
 
     def __init__(self, first: int, last: int, directory: str):
@@ -23,8 +23,8 @@ class Profile:
         self._running, self._traced = False, first
 
     def after(self, step: int, result: Any) -> None:
-        """To be called before the first update and after each; result: of that update, waited for
-        where a trace begins or ends."""
+        """Call it before the first update and after every update. result: output of that update;
+        the start and the end of a trace wait for it."""
         if step == self._first < self._last and not self._running:
             jax.block_until_ready(result)
             jax.profiler.start_trace(self._directory)
@@ -35,7 +35,7 @@ class Profile:
                 self.stop(result)
 
     def stop(self, result: Any = None) -> None:
-        """Ends the trace, if one is running, and writes it."""
+        """Ends and writes the trace, if one is running."""
         if self._running:
             jax.block_until_ready(result)
             jax.profiler.stop_trace()
@@ -44,7 +44,7 @@ class Profile:
 
 
 def profile_range(steps: str) -> tuple[int, int]:
-    """ "a:b", which traces the updates after the a-th up to the b-th, as numbers; (0, 0) for "".
+    """Parses "a:b", which traces updates a + 1 to b, into (a, b); "" gives (0, 0).
 
     Raises: ValueError for anything else.
     """
@@ -58,7 +58,7 @@ def profile_range(steps: str) -> tuple[int, int]:
 
 @contextmanager
 def profiling(steps: str, directory: str) -> Iterator[Profile]:
-    """A `Profile` that is stopped at the end of the context."""
+    """A `Profile` that stops when the context ends."""
     profile = Profile(*profile_range(steps), directory)
     try:
         yield profile

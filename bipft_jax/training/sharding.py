@@ -1,16 +1,16 @@
-"""Where arrays live: the device mesh, and the table that lays logical axes on it.
+"""The device mesh, and the rules that map logical axes to it.
 
 ====================  ==============================================================================
 mesh axis             what it splits
 ====================  ==============================================================================
 `data`                the batch
 `fsdp`                the batch, and the weights of linears (with their optimiser state) along the
-                      hidden axis: each is gathered to be used, its gradient scattered
+                      hidden axis: a weight is gathered for its use, its gradient scattered
 `tensor`              heads, the feed-forward's inner axis, the vocabulary
 ====================  ==============================================================================
 
-Everything else (biases, norms, scales, estimators) is whole on every device. Programs are written
-for global arrays: a mean over a weight or a batch is the global mean, whatever the mesh.
+Everything else (biases, norms, scales, estimators) is replicated. Programs are written for global
+arrays: on any mesh, a mean over a weight or a batch is the global mean.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from bipft_jax.models.recipes import BertConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# An array has each mesh axis once, the first rule first: activations are [batch, ..., hidden], and
-# with `fsdp` on their batch their hidden axis stays whole.
+# An array uses a mesh axis once, and earlier rules win: activations [batch, ..., hidden] have
+# `fsdp` on their batch axis, so their hidden axis is not split.
 RULES = (
     (BATCH, ("data", "fsdp")),
     (HIDDEN, "fsdp"),
@@ -44,15 +44,15 @@ RULES = (
 
 
 def make_mesh(fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh [data, fsdp, tensor] over the given devices (default: all, of all processes); `data`
-    gets what the two others leave.
+    """The mesh [data, fsdp, tensor] over the devices (default: all devices of all processes); the
+    size of `data` is the number of devices / (fsdp x tensor).
 
-    Devices of several TPU slices are put side by side along `data`, so that nothing but the sum of
-    gradients crosses the slower network between slices. Within a slice a mesh axis gets whole axes
-    of the torus where it can, else parts of them.
+    Several TPU slices are laid along `data`, so that only the sum of gradients crosses the slower
+    network between slices. Within a slice a mesh axis gets whole axes of the torus if possible,
+    else parts of axes.
 
-    Raises: ValueError if fsdp x tensor does not divide the devices (of a slice, if there are
-      several).
+    Raises: ValueError if fsdp x tensor does not divide the number of devices (with several slices:
+      of devices per slice).
     """
     devices = jax.devices() if devices is None else devices
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -76,7 +76,7 @@ def make_mesh(fsdp: int = 1, tensor: int = 1, devices: list[jax.Device] | None =
 
 @contextlib.contextmanager
 def on(mesh: Mesh) -> Iterator[None]:
-    """Programs traced inside place their arrays on the mesh, by `RULES`."""
+    """A context in which programs are traced with this mesh and `RULES`."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
@@ -94,10 +94,10 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def placements(mesh: Mesh, tree: Any) -> Any:
     """A NamedSharding for each leaf of a tree of parameters, gradients or a train state.
 
-    Leaves are known by the end of their path, so what an optimiser keeps for a weight lies where
-    the weight does. An axis that a mesh axis does not divide stays whole.
+    The end of a leaf's path decides, so the optimiser state of a weight is sharded like the weight.
+    An axis whose size the mesh axis does not divide is not split.
 
-    Raises: ValueError for a kernel or table that `models/axes.py` does not know.
+    Raises: ValueError for a kernel or table that `models/axes.py` does not list.
     """
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -118,7 +118,8 @@ def placements(mesh: Mesh, tree: Any) -> Any:
 
 
 def placed(mesh: Mesh, tree: Any) -> Any:
-    """`jax.ShapeDtypeStruct`s, with the places of `placements`, of a tree of arrays or such."""
+    """`jax.ShapeDtypeStruct`s with the shardings of `placements`, from a tree of arrays or of
+    `jax.ShapeDtypeStruct`s."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         tree,
@@ -127,7 +128,7 @@ def placed(mesh: Mesh, tree: Any) -> Any:
 
 
 def put(mesh: Mesh, tree: Any) -> Any:
-    """Global arrays, placed by `placements`, from arrays that every process has whole."""
+    """Global arrays with the shardings of `placements`; every process passes the whole arrays."""
 
     def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
         whole = np.asarray(leaf)
@@ -137,19 +138,19 @@ def put(mesh: Mesh, tree: Any) -> Any:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are split."""
+    """The number of parts into which the rows of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-@functools.lru_cache  # `put_batch` asks at every update, and a mesh may have thousands of devices
+@functools.lru_cache  # `put_batch` calls it at every update; a mesh may have thousands of devices
 def process_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.ndarray:
-    """The rows of a global batch that the devices of a process hold: int [rows], ascending, not to
-    be written to.
+    """The rows of a global batch that the devices of a process hold: int [rows], ascending,
+    read-only.
 
-    They are not one range: a host of a TPU slice is a block of its torus, and in `data` the devices
+    They are not contiguous: a host of a TPU slice is a block of the torus, so along `data` devices
     of other hosts lie between its own.
 
-    process: its index; None for this one.
+    process: its index; None for this process.
     """
     process = jax.process_index() if process is None else process
     held = [
@@ -165,10 +166,10 @@ def process_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.
 def put_batch(
     mesh: Mesh, batch: dict[str, np.ndarray], batch_size: int | None = None
 ) -> dict[str, jax.Array]:
-    """Global arrays from what a process has of a batch.
+    """Global arrays of a batch, from the rows that this process has.
 
-    batch_size: of the global batch, of which the process has its `process_rows`; None if it has the
-      whole batch.
+    batch_size: of the global batch, if `batch` holds this process's `process_rows`; None if `batch`
+      is the whole batch.
     """
     sharding = batch_sharding(mesh)
     rows = None if batch_size is None else process_rows(mesh, batch_size)
@@ -183,7 +184,7 @@ def put_batch(
 
         return jax.make_array_from_callback((size, *here.shape[1:]), sharding, shard)
 
-    # A transfer that is asked for, though JAX counts it as none.
+    # This transfer is intended, though JAX counts it as implicit.
     with jax.transfer_guard_host_to_device("allow"):
         return {name: array(here) for name, here in batch.items()}
 

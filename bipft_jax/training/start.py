@@ -1,4 +1,4 @@
-"""The state that a run begins with, and what takes precedence."""
+"""The initial state of a run, and the order of precedence of its sources."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from bipft_jax.training import state as states
 from bipft_jax.training.loop import Learner
 from bipft_jax.training.state import TrainState
 
-# In order of precedence, what a parameter begins as:
-# 1. a checkpoint in the workdir (`restored`): the run goes on from there, nothing below is read;
-# 2. `init_from`: every parameter that the source's architecture has too;
-# 3. the prior: a value that is known from the corpus, such as word frequencies;
-# 4. random numbers of the seed; scales that nothing above gave a value, from the first batch.
+# Where a parameter's initial value comes from, in order of precedence:
+# 1. a checkpoint in the workdir (`restored`): the run resumes, and nothing below applies;
+# 2. `init_from`: every parameter that the source's architecture also has;
+# 3. the prior: a value known from the corpus, such as word frequencies;
+# 4. the seed: random values; scales without a value are calibrated on the first batch.
 
 
 def restored(
@@ -38,14 +38,14 @@ def first_state(
     source: Source | None,
     prior: Params | None = None,
 ) -> TrainState:
-    """The state before the first update, inside of `sharding.on(learner.mesh)`. Every array is
-    made, or put, where it belongs: none is whole on a device that keeps a part.
+    """The state before the first update. Call it inside `sharding.on(learner.mesh)`. Every array is
+    created with its sharding: no device ever holds more than its part.
 
     Arguments:
       seed: of the random parameters.
-      batch: a global one, on the mesh, from which scales get their first value.
+      batch: a global batch on the mesh, to calibrate scales on.
       source: None to start from random parameters.
-      prior: by their path in the first level of the parameters.
+      prior: parameters that replace entries of the top level of the tree.
 
     Raises: ValueError for a source that does not fit.
     """
@@ -60,8 +60,8 @@ def first_state(
 
 
 def random_params(learner: Learner, seed: int) -> Params:
-    """They depend on the seed alone, not on batch or mesh; scales are NaN."""
-    ids = np.zeros((sharding.batch_shards(learner.mesh), 1), np.int32)  # a batch that can be split
+    """Random parameters, a function of the seed alone, not of batch or mesh; scales are NaN."""
+    ids = np.zeros((sharding.batch_shards(learner.mesh), 1), np.int32)  # smallest batch that splits
     inputs = [ids] * len(learner.objective.inputs)
     key = jax.random.key(seed)
     return states.initial_params(learner.model, key, *inputs, places=learner.places.params)

@@ -1,4 +1,4 @@
-"""The state of a run, and how its parameters come to be: random, warm-started, calibrated."""
+"""The train state: its creation, random initialisation and the calibration of scales."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bipft_jax.models.parameters import Params, is_scale, named_leaves
 
 @struct.dataclass
 class TrainState:
-    """step: int32 scalar, batches seen; params: float32; opt_state: the optimiser's;
-    skipped_in_row: int32 scalar, how many of the latest batches made no update, because their loss
-    or gradient was not finite."""
+    """step: int32 scalar, batches seen; params: float32; opt_state: the optimiser's state;
+    skipped_in_row: int32 scalar, number of consecutive latest updates that were skipped because
+    their loss or gradient was not finite."""
 
     step: jax.Array
     params: Params
@@ -51,7 +51,7 @@ def not_finite(tree: Any) -> list[str]:
 
 def require_finite(params: Params) -> None:
     """Raises FloatingPointError, with the parameter's name, if one has a NaN or an infinity: such a
-    state is not to be saved."""
+    state must not be saved."""
     bad = not_finite(params)
     if bad:
         raise FloatingPointError(
@@ -63,34 +63,34 @@ def require_finite(params: Params) -> None:
 def initial_params(
     model: nn.Module, key: jax.Array, *inputs: jax.Array, places: Any = None
 ) -> Params:
-    """Randomly initialised parameters; learned scales are NaN until `calibrate`. They depend on the
-    key alone.
+    """Randomly initialised parameters, a function of the key alone; learned scales are NaN until
+    `calibrate`.
 
     Arguments:
       inputs: any that the model takes.
-      places: a sharding for each parameter, where it is made; None for the key's device.
+      places: a sharding for each parameter; None for the key's device.
     """
-    with jax.debug_nans(False):  # scales are born NaN
+    with jax.debug_nans(False):  # scales are initialised to NaN
         return initialization(model, places)(key, *inputs)
 
 
 def initialization(model: nn.Module, places: Any = None) -> Callable[..., Params]:
-    """The program of `initial_params`. Nothing but parameters leaves it, so that the compiler drops
-    the forward pass with which Flax makes them."""
+    """The program of `initial_params`. It returns parameters only, so the compiler drops the
+    forward pass of Flax's `init`."""
     return jax.jit(lambda key, *inputs: model.init(key, *inputs)["params"], out_shardings=places)
 
 
 def calibrate(model: nn.Module, params: Params, *inputs: jax.Array) -> Params:
-    """Gives every scale that is still NaN its value from one batch, dropout off (SPEC 1.4).
+    """Initialises every scale that is NaN from one batch, dropout off (SPEC 1.4).
 
-    Scales that have a value keep it, and nothing else changes. Layers are calibrated in order: a
-    layer sees its predecessors already quantised.
+    Other scales and parameters do not change. Layers are calibrated in order: the inputs of a layer
+    come from calibrated, quantised layers.
 
     Arguments:
       model: called as model(*inputs), deterministic by default.
       inputs: a real batch, the *global* one under several devices.
 
-    Raises: FloatingPointError if a scale comes out NaN or infinite (a batch with such values).
+    Raises: FloatingPointError if the batch gives a scale that is NaN or infinite.
     """
     flat = flatten_dict(params)
     if not any(is_scale(path) for path in flat):

@@ -1,4 +1,4 @@
-"""The update and the evaluation steps: pure functions of state and batch."""
+"""The update, evaluation and prediction steps: pure functions of state and batch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ OPTIMIZER_SCOPE = "optimizer"
 
 
 def micro_batches(batch: Batch, accumulation: int) -> Batch:
-    """[B, ...] -> [accumulation, B / accumulation, ...], every accumulation-th row to one
-    micro-batch, so that a batch split over devices stays where it is."""
+    """[B, ...] -> [accumulation, B / accumulation, ...]. A micro-batch gets every accumulation-th
+    row, so that no row of a sharded batch moves to another device."""
     return {
         name: rows.reshape(-1, accumulation, *rows.shape[1:]).swapaxes(0, 1)
         for name, rows in batch.items()
@@ -36,12 +36,12 @@ def accumulated_gradients(
     key: jax.Array,
     accumulation: int,
 ):
-    """Gradient and metrics of a batch, computed in micro-batches one after another.
+    """Gradients and metrics of a batch, accumulated over micro-batches.
 
     loss_of(params, micro_batch, key) returns (loss, metrics) that add up over micro-batches. The
-    gradient of a learned scale carries 1/sqrt(N) with N the elements of its tensor in *one*
-    micro-batch; it is corrected to the N of the whole batch, so the number of micro-batches does
-    not matter (quantizers that use a minimum over the batch excepted).
+    gradient of a learned scale has the factor 1/sqrt(N), N the number of elements of its tensor in
+    *one* micro-batch; a correction makes N that of the whole batch, so the result does not depend
+    on the number of micro-batches (except for quantizers that use a minimum over the batch).
 
     Returns: (gradients, metrics).
     """
@@ -76,9 +76,9 @@ def next_state(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The state after one update, and the update's metrics with `gradient_norm` and `skipped`.
 
-    Where the loss or the gradient is not finite, the update is skipped: `step` and the schedule's
-    count go on, so that a schedule of T updates ends after T steps; parameters and moments stay;
-    all metrics are 0 but `skipped`, which is 1. `OPTIMIZER_SCOPE` names the optimiser's
+    An update whose loss or gradient is not finite is skipped: `step` and the schedule's count still
+    advance, so that a schedule of T updates ends after T steps; parameters and moments do not
+    change; `skipped` is 1, all other metrics are 0. `OPTIMIZER_SCOPE` names the optimiser's
     instructions in the compiled program.
     """
     norm = optax.tree.norm(gradients)
@@ -107,8 +107,8 @@ def next_state(
 
 
 def mean_metrics(total: dict[str, Any], count: Any) -> dict[str, Any]:
-    """Means over the updates that were made, of sums over `count` steps, and `skipped_updates`, how
-    many were not; NaN if none was made."""
+    """From sums of metrics over `count` updates: means over those that were not skipped (NaN if all
+    were), and `skipped_updates`, the number that were."""
     made = count - total["skipped"]
     means = {name: value / made for name, value in total.items() if name != "skipped"}
     return {**means, "skipped_updates": total["skipped"]}
@@ -121,11 +121,12 @@ def gradients(
     accumulation: int = 1,
     teacher: Teacher | None = None,
 ) -> Callable[..., tuple[Params, dict[str, jax.Array]]]:
-    """A function (state, teacher's parameters, seed, batch, dropout) -> (gradients, metrics), to be
-    jitted with static dropout.
+    """The function (state, teacher's parameters, seed, batch, dropout) -> (gradients, metrics), to
+    be jitted with `dropout` static.
 
-    dropout: whether the student has any (a teacher says it of itself); it is a function of
-    (seed, state.step) alone, so a resumed run repeats it. Metrics: the loss, its terms, accuracies.
+    dropout: whether the student uses dropout (a teacher has its own setting). The masks depend on
+    (seed, state.step) alone, so a resumed run repeats them. metrics: the loss, its terms,
+    accuracies.
     """
 
     def gradients_of(
@@ -165,8 +166,8 @@ def update(
     optimizer: optax.GradientTransformation,
     **options: Any,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """A function (state, teacher's parameters, seed, batch, dropout) -> (state, metrics), to be
-    jitted with static dropout: `next_state` by `gradients`, which takes the options."""
+    """The function (state, teacher's parameters, seed, batch, dropout) -> (state, metrics), to be
+    jitted with `dropout` static: `gradients`, then `next_state`. options: those of `gradients`."""
     gradients_of = gradients(objective, model, **options)
 
     def step(state: TrainState, teacher_params, seed, batch: Batch, dropout: bool):
@@ -179,8 +180,9 @@ def update(
 def evaluation_step(
     objective: Objective, model: nn.Module, measure: Callable[..., dict[str, jax.Array]]
 ) -> Callable[[Params, Batch], dict[str, jax.Array]]:
-    """A function (params, batch) -> metrics of one batch, dropout off, to be jitted: what `measure`
-    (output, batch, counts) gives, `attended_keys`, and the counts for averaging over batches."""
+    """The function (params, batch) -> metrics of one batch, dropout off, to be jitted: the results
+    of `measure(output, batch, counts)`, `attended_keys`, and the counts, the weights of means over
+    batches."""
 
     def step(params: Params, batch: Batch):
         counts = objective.counts(batch)
@@ -197,7 +199,7 @@ def evaluation_step(
 
 
 def prediction_step(objective: Objective, model: nn.Module) -> Callable[[Params, Batch], jax.Array]:
-    """A function (params, batch) -> logits [B, outputs], dropout off, to be jitted."""
+    """The function (params, batch) -> logits [B, outputs], dropout off, to be jitted."""
 
     def step(params: Params, batch: Batch):
         return model.apply({"params": params}, *objective.of(batch)).logits

@@ -1,4 +1,4 @@
-"""What a run tells about itself: JSON lines, TensorBoard, throughput and a progress line."""
+"""Telemetry of a run: JSON lines, TensorBoard, throughput and progress lines."""
 
 import datetime
 import json
@@ -26,8 +26,8 @@ class Telemetry:
     """Writes scalars of a run to WORKDIR/metrics.jsonl and WORKDIR/tensorboard, and prints them.
 
     A line of metrics.jsonl is one JSON object: `step`, `time` (seconds since 1970) and the scalars
-    by name; NaN and infinities are null. Each line is flushed. In a job of several processes only
-    the first one writes and prints; all may call.
+    by name; NaN and infinities are null. Every line is flushed. In a job of several processes all
+    may call it, and only process 0 writes and prints.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class Telemetry:
         """Opens the files, and drops what an earlier, killed process logged after `start_step`.
 
         Arguments:
-          workdir: made if missing.
-          name: what is running ("pretrain", "finetune"); begins the progress line.
-          start_step: the step the run was restored at; 0 for a new run, which drops every line.
+          workdir: created if missing.
+          name: of the program ("pretrain", "finetune"); the progress line begins with it.
+          start_step: step of the restored state; 0 for a new run, which drops every line.
           total_steps: the last step, for the progress line.
-          shown: as `progress_line` takes it.
+          shown: as for `progress_line`.
 
         Raises:
-          ValueError: metrics.jsonl has a line, other than an unfinished last one, that is not one
-            of its own; or `workdir` is gs:// or the like.
+          ValueError: a line of metrics.jsonl, other than an unfinished last one, is not a log
+            point; or `workdir` is gs:// or the like.
         """
         self._name, self._total_steps, self._shown = name, total_steps, shown
         self._file = self._board = None
@@ -64,11 +64,11 @@ class Telemetry:
         self._file = self._path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
             str(directory / "tensorboard"),
-            # TensorBoard hides what earlier event files have from this step on.
+            # TensorBoard hides the events of earlier files from this step on.
             purge_step=start_step + 1 if start_step else 0,
-            # The name has only seconds otherwise: a quick restart would overwrite the file.
+            # Else the name differs by the second only, and a quick restart overwrites the file.
             filename_suffix=f".from-{start_step}",
-            # Seconds of events that a killed process loses; metrics.jsonl loses none.
+            # A killed process loses so many seconds of events; metrics.jsonl loses none.
             flush_secs=10,
         )
 
@@ -83,9 +83,9 @@ class Telemetry:
 
         Arguments:
           step: number of finished updates.
-          scalars: numbers or arrays of one element by name; arrays on a device are fetched, which
-            waits for them. Names that the progress line knows: see `progress_line`.
-          split: such as "validation": scalars are then written as "validation/NAME".
+          scalars: numbers or arrays of one element, by name; fetching an array from a device waits
+            for it. For the names with a format of their own see `progress_line`.
+          split: such as "validation", which writes the scalars as "validation/NAME".
 
         Raises:
           ValueError: a value is not a number.
@@ -93,7 +93,7 @@ class Telemetry:
         """
         if self._file is None or self._board is None:
             return
-        # An explicit fetch, which a transfer guard allows.
+        # An explicit transfer, which the transfer guard allows.
         fetched = jax.device_get(dict(scalars))
         values = {name: _number(name, value) for name, value in fetched.items()}
         prefix = f"{split}/" if split else ""
@@ -110,7 +110,7 @@ class Telemetry:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
         label = f"{self._name} {split}" if split else self._name
         line = progress_line(step, values, total_steps=self._total_steps, shown=self._shown)
-        # One line a log point: it goes above any tqdm bar and needs no terminal.
+        # One line per log point, above any tqdm bar; it needs no terminal.
         tqdm.tqdm.write(f"{label} {line}", file=sys.stderr)
         sys.stderr.flush()
 
@@ -123,12 +123,12 @@ class Telemetry:
 
 
 class ThroughputMeter:
-    """Rates between log points, without the first step, which compiles.
+    """Throughput between log points, without the first step, which compiles.
 
-    Call `restart(step)` when the first step is finished and `rates(step)` at each log point; around
-    anything that is not training (evaluation, a blocking save) `rates(step)` before, so that the
-    steps until then count as such, and `restart(step)` after. JAX returns before a step is done, so
-    make each call after a value of that step has arrived on the host.
+    Call `restart(step)` after the first step and `rates(step)` at each log point. Around anything
+    that is not training (evaluation, a blocking save) call `rates(step)` before, to end the
+    interval of training, and `restart(step)` after. JAX dispatches asynchronously, so make each
+    call once a value of that step has arrived on the host.
     """
 
     def __init__(
@@ -139,11 +139,11 @@ class ThroughputMeter:
         clock: Callable[[], float] = time.perf_counter,
     ):
         """Arguments:
-        total_steps: of the run, for the time that remains.
-        per_step: what a step does, by the name of its rate: `sequences_per_second`,
+        total_steps: of the run, for `eta_seconds`.
+        per_step: amounts per step, by the name of the rate: some of `sequences_per_second`,
           `tokens_per_second` (both of the global batch; tokens count padding) and
-          `model_flops_per_second` (floating-point operations that the model's mathematics needs for
-          forward and backward, whatever the hardware executes), or some of them.
+          `model_flops_per_second` (model FLOPs, forward and backward, whatever the hardware
+          executes).
         clock: seconds.
         """
         self._total_steps = total_steps
@@ -155,18 +155,18 @@ class ThroughputMeter:
         self._last: tuple[int, float] | None = None
 
     def restart(self, step: int) -> None:
-        """Begins a new interval at `step`, leaving out of the rates what happened before."""
+        """Begins a new interval at `step`; the rates leave out the time since the last call."""
         self._last = (step, self._clock())
         self._first = self._first or self._last
 
     def rates(self, step: int) -> dict[str, float]:
-        """Rates since the last call of either method, and begins a new interval.
+        """Ends the interval since the last call of either method, and begins a new one.
 
         Returns:
-          those named by `per_step`, `eta_seconds` (from the whole time since the first `restart`,
-          evaluation and saving included), and `goodput`, the fraction of the time since this meter
-          was made that went into steps, not into compiling, evaluating or saving; empty if there is
-          no interval yet, or no step in it.
+          the rates of `per_step`; `eta_seconds`, by the mean time per step since the first
+          `restart`, evaluation and saving included; and `goodput`, the fraction of the time since
+          construction that was spent in steps, not in compiling, evaluating or saving. Empty if no
+          interval has begun, or it has no step.
         """
         last = self._last
         self.restart(step)
@@ -190,14 +190,14 @@ def progress_line(
     total_steps: int | None = None,
     shown: Sequence[Shown] = (),
 ) -> str:
-    """One readable line of a log point, without a line break.
+    """The progress line of a log point, without a line break.
 
         1200/10000  12.0%  loss 6.512  mlm 6.010 (acc 0.103)  nsp 0.500 (acc 0.751)  lr 1.2e-04
         flips 0.012%  412 seq/s  26.4k tok/s  85.1 GFLOP/s  eta 0:41:10
 
-    (in one line). Names shown specially: `loss`, those of `shown` (of the objective; here "mlm" and
-    "nsp"), `learning_rate`, `flip_ratio` (a fraction) and those of `ThroughputMeter`. Any other
-    name is shown as it is, unless it contains "/": those are for the files.
+    (in one line). Names with a format of their own: `loss`, those in `shown` (of the objective;
+    here "mlm" and "nsp"), `learning_rate`, `flip_ratio` (a fraction) and those of
+    `ThroughputMeter`. Other scalars appear as NAME VALUE; names with "/" appear in the files only.
     """
     rest = dict(values)
     if not rest.get("skipped_updates"):
@@ -235,9 +235,9 @@ def progress_line(
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The log points of a metrics.jsonl in the order they were written.
+    """The log points of a metrics.jsonl, in file order.
 
-    A last line that a killed process left unfinished is ignored.
+    Ignores a last line that a killed process left unfinished.
 
     Raises:
       ValueError: another line is not a JSON object with a `step`; names the line.
@@ -276,7 +276,7 @@ def _number(name: str, value: Any) -> int | float:
 
 
 def _with_prefix(value: float, gap: bool = False) -> str:
-    """Three significant digits with an SI prefix, ready for a unit: `412 `, `26.4k `, `85.1 G`."""
+    """Three significant digits with an SI prefix, to precede a unit: `412 `, `26.4k `, `85.1 G`."""
     for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
         if value >= 0.9995 * 10**power:
             text = f"{value / 10**power:.3g}"

@@ -1,5 +1,5 @@
-"""What the quantizers are doing, for telemetry: flips of binary weights, learned scales, how much
-binary attention attends to."""
+"""Statistics of the quantizers for telemetry: flips of binary weights, learned scales, attended
+keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bipft_jax.quantization.quantizers import Quantizer
 
 
 def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.Array]:
-    """The int8 codes of every kernel that is binarised.
+    """The int8 codes of every binarised kernel.
 
     Returns: codes by path, [layers, in, out] for stacked kernels, [1, in, out] for others; empty
       for full precision.
@@ -34,7 +34,7 @@ def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.A
 
 
 def flip_ratios(before: dict[str, jax.Array], after: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Fractions of weights whose code changed: `flip_ratio` over all, `flips/SITE/LAYER` each."""
+    """Fractions of weights whose code changed: `flip_ratio` of all, `flips/SITE/LAYER` of one."""
     changed = {
         site: jnp.mean((codes != after[site]).astype(jnp.float32), axis=(1, 2))
         for site, codes in before.items()
@@ -54,7 +54,8 @@ def scales(params: Params) -> dict[str, jax.Array]:
 
 
 def attended_keys(statistics: dict[str, Any]) -> dict[str, jax.Array]:
-    """From a model's STATISTICS: `attended_keys` over all layers, `attended_keys/LAYER` each."""
+    """From a model's STATISTICS: `attended_keys`, the mean of all layers, and
+    `attended_keys/LAYER`."""
     found = [v for path, v in flatten_dict(statistics).items() if path[-1] == ATTENDED_KEYS]
     if not found:  # full precision
         return {}

@@ -1,1 +1,1 @@
-"""A run's files: checkpoints, what a run starts from, and its workdir. Nothing else knows Orbax."""
+"""A run's files: its checkpoints, its source, its workdir. Only this package imports Orbax."""

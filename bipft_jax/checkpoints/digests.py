@@ -1,8 +1,8 @@
-"""Digests of a checkpoint's files: what tells flipped bits from the bits that were saved.
+"""Digests of a checkpoint's files, which detect flipped bits.
 
-STEP/digests.json has size and SHA-256 of every file of the checkpoint's items, by its path within
-STEP. It is written before the checkpoint gets its name, so every checkpoint has one but those of
-versions of this library that wrote none.
+STEP/digests.json holds size and SHA-256 of every file of the checkpoint's items, by its path within
+STEP. It is written before the checkpoint is renamed to STEP, so every checkpoint has one, except
+those of library versions that wrote none.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ def write_digests(directory: Path) -> None:
     """Writes the digests of a checkpoint whose items are complete.
 
     Arguments:
-      directory: of the step, which may still have its temporary name.
+      directory: of the step; may still have its temporary name.
     """
     write_json(
         directory / DIGESTS_NAME,
         {
             path.relative_to(directory).as_posix(): _digest(path)
-            # Not those beside the items, orbax's notes on the step: it still adds to them.
+            # Not the files beside the items: orbax still adds to its metadata of the step.
             for path in directory.glob("*/**/*")
             if path.is_file()
         },
@@ -37,17 +37,16 @@ def write_digests(directory: Path) -> None:
 def changed_file(directory: Path, items: Collection[str]) -> str:
     """Compares files with their digests.
 
-    A digests.json that is no longer JSON counts as a changed file too, because nothing but a bad
-    disk or memory makes it so: it might have hit other files. It can be deleted to use the
-    checkpoint all the same.
+    A digests.json that is not JSON counts as a changed file: a bad disk or bad memory is the cause,
+    and may have changed other files too. A user who deletes it can still use the checkpoint.
 
     Arguments:
       directory: of the step.
       items: only their files are read.
 
     Returns:
-      Name of the first file that is not as it was saved, and in what; empty if all are, or if the
-      checkpoint has no digests.
+      The first file that differs from the saved one, and how it differs; empty if none does, or if
+      the checkpoint has no digests.
     """
     path = directory / DIGESTS_NAME
     try:
@@ -71,8 +70,8 @@ def changed_file(directory: Path, items: Collection[str]) -> str:
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    # Processors of this decade have instructions for SHA-256, which make it twice as fast as
-    # BLAKE2b, the standard library's fastest digest without such.
+    # With a processor's SHA-256 instructions it is twice as fast as BLAKE2b, the standard library's
+    # fastest digest without instructions of its own.
     sha256, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

@@ -1,15 +1,15 @@
-"""Reading one checkpoint directory, and telling damage from other failures.
+"""Reads one checkpoint directory, and distinguishes damage from other failures.
 
     WORKDIR/checkpoints/STEP/params            the model's parameters
-                             training_state    the rest of the train state (step, optimizer)
+                             training_state    the rest of the train state (step, optimiser)
                              config            the run's configuration (JSON)
                              tokenizer         the whole tokenizer (JSON)
                              metrics           evaluation metrics of this step (JSON)
-                             selection         which metric is best, and how (JSON)
-                             digests.json      of every file of these (`digests.py`)
+                             selection         the metric that selects, and its mode (JSON)
+                             digests.json      digests of all these files (`digests.py`)
 
-Used by `manager.py`; the two are the only files that know orbax. Orbax itself notices files that
-are missing, cut short or not of their format, but not flipped bits in arrays: digests show those.
+Only this file and `manager.py` import orbax. Orbax itself detects files that are missing, truncated
+or not of their format, but not flipped bits in arrays; the digests detect those.
 """
 
 import contextlib
@@ -30,33 +30,33 @@ from bipft_jax.checkpoints.digests import DIGESTS_NAME, changed_file
 
 _log = logging.getLogger(__name__)
 
-# The file of each JSON item, as orbax names it.
+# Orbax's file name for each JSON item.
 JSON_FILES = {
     "config": "metadata",
     "tokenizer": "metadata",
     "metrics": "metrics",
     "selection": "metadata",
 }
-# What TensorStore says when a file of an array is cut short, unreadable as such or gone. Other
-# failures (permissions, memory, an unreachable disk) say nothing about the checkpoint.
+# TensorStore's errors for an array's file that is truncated, malformed or missing. Other failures
+# (permissions, memory, an unreachable disk) do not mean that the checkpoint is damaged.
 _DAMAGE = re.compile(r"^(DATA_LOSS|OUT_OF_RANGE|NOT_FOUND|FAILED_PRECONDITION)\b")
-# What processes tell each other has one length on all of them.
+# Broadcast text has the same length on all processes.
 _FINDING_BYTES = 512
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be found, read or written; the message says which and what to do."""
+    """A checkpoint does not exist, or cannot be read or written; the message names it."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A committed checkpoint has a file that is missing, cut short, unreadable or changed.
+    """A complete checkpoint has a file that is missing, truncated, unreadable or changed.
 
-    In a job either every process raises it or none, so that all can go on to another checkpoint.
+    In a job all processes raise it or none does, so all can go on to another checkpoint.
     """
 
 
 class RestoredParameters(NamedTuple):
-    """What finetuning and inference need of a checkpoint; arrays are in host memory."""
+    """The part of a checkpoint that finetuning and inference need; arrays are in host memory."""
 
     params: dict[str, Any]
     config: dict[str, Any]
@@ -66,7 +66,7 @@ class RestoredParameters(NamedTuple):
 
 
 def steps_in(directory: Path) -> list[int]:
-    """Steps of the complete checkpoints, ascending; none if there is no such directory."""
+    """Steps of the complete checkpoints, ascending; empty if the directory does not exist."""
     if not directory.exists():
         return []
     return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(directory))
@@ -80,12 +80,12 @@ def _require(directory: Path, step: int) -> None:
 
 
 def verify(directory: Path, step: int, items: Collection[str]) -> None:
-    """Compares the files of some items with their digests; a warning if there are none.
+    """Compares the files of some items with their digests; warns if the checkpoint has none.
 
-    All processes of a job call it. The first one reads and its finding is everyone's.
+    All processes of a job call it. Process 0 reads the files and broadcasts the result.
 
     Raises:
-      CheckpointError: there is no such step; DamagedCheckpointError: a file has changed.
+      CheckpointError: the step does not exist; DamagedCheckpointError: a file has changed.
     """
     _require(directory, step)
     found = ""
@@ -105,9 +105,11 @@ def verify(directory: Path, step: int, items: Collection[str]) -> None:
 
 
 def read_json(directory: Path, step: int, item: str) -> dict[str, Any]:
-    """A JSON item of a checkpoint, compared with its digest.
+    """A JSON item of a checkpoint, after comparing its files with their digests.
 
-    Raises CheckpointError, or its DamagedCheckpointError.
+    Raises:
+      CheckpointError: the step does not exist; DamagedCheckpointError: the item is damaged (in a
+        job of several processes a plain CheckpointError).
     """
     _require(directory, step)
     found = changed_file(directory / str(step), [item])
@@ -118,7 +120,7 @@ def read_json(directory: Path, step: int, item: str) -> dict[str, Any]:
 
 
 def stored_arrays(directory: Path, step: int, item: str) -> Any:
-    """The tree of shapes and dtypes of an item's arrays, read from its description."""
+    """The tree of shapes and dtypes of an item's arrays, from its metadata."""
     _require(directory, step)
     with _naming_damage(directory, step, item):
         metadata = ocp.PyTreeCheckpointHandler().metadata(directory / str(step) / item)
@@ -139,8 +141,8 @@ def read_parameters(directory: Path, step: int) -> RestoredParameters:
     """The parameters of a checkpoint as NumPy arrays, with its JSON items.
 
     Raises:
-      CheckpointError: there is no such step; DamagedCheckpointError: it has changed since it was
-        saved, or cannot be read.
+      CheckpointError: the step does not exist; DamagedCheckpointError: a file has changed since it
+        was saved, or cannot be read.
     """
     verify(directory, step, ("params", "config", "tokenizer", "metrics"))
     tree = stored_arrays(directory, step, "params")
@@ -155,7 +157,9 @@ def read_parameters(directory: Path, step: int) -> RestoredParameters:
 
 
 def set_aside(directory: Path, step: int) -> Path:
-    """Renames a checkpoint so that nothing reads it and its step can be saved; the new path."""
+    """Renames a checkpoint so that nothing reads it and its step can be saved again.
+
+    Returns: the new path."""
     target, count = directory / f"damaged-{step}", 1
     while target.exists():
         count += 1
@@ -166,7 +170,7 @@ def set_aside(directory: Path, step: int) -> Path:
 
 @contextlib.contextmanager
 def _naming_damage(directory: Path, step: int, item: str) -> Iterator[None]:
-    """Turns errors that mean a damaged file into a DamagedCheckpointError; others pass."""
+    """Turns errors that mean a damaged file into a DamagedCheckpointError; others propagate."""
     try:
         yield
     except Exception as error:
@@ -186,13 +190,14 @@ def _damaged(directory: Path, step: int, found: str) -> str:
 
 
 def _damage_here() -> type[CheckpointError]:
-    """The class for damage that this process came upon. The others of its job may not have, and
-    wait for it where it will never come: going on to another checkpoint would hang."""
+    """The class of an error for damage that only this process has detected. In a job it is not
+    DamagedCheckpointError: going on to another checkpoint would hang, because the other processes
+    wait in a collective of this one."""
     return DamagedCheckpointError if jax.process_count() == 1 else CheckpointError
 
 
 def reason(error: BaseException) -> str:
-    """One short line; what the operating system said where it said something."""
+    """One short line: the operating system's message if the error has one."""
     code = re.search(r"\[os_error_code='(\d+)'\]", str(error))
     if code:
         return os.strerror(int(code.group(1)))

@@ -1,9 +1,9 @@
-"""Checkpoints: everything that continues, finetunes or serves a model, in one directory a step.
+"""Checkpoints: one directory per step with all that resuming, finetuning and inference need.
 
-`files.py` has the layout of that directory. Orbax writes each checkpoint into a temporary
-directory, in the background, and renames it when it is complete, so a directory named by a step is
-always whole as far as writing goes; older checkpoints are deleted only after that rename. Digests
-of its files are written just before it, and compared before anything is used.
+`files.py` documents the layout of the directory. Orbax writes a checkpoint into a temporary
+directory in the background and renames it when it is complete, so a directory named by a step is
+completely written; older checkpoints are deleted only after the rename. The digests of its files
+are written just before the rename, and compared before any of them is used.
 """
 
 import contextlib
@@ -44,13 +44,12 @@ _log = logging.getLogger(__name__)
 
 
 class SaveError(CheckpointError):
-    """A checkpoint could not be written; the ones before it are untouched."""
+    """A checkpoint could not be written; earlier ones are untouched."""
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, without its own question to JAX whether all should stop. JAX's answer depends on the
-    numbers that were asked before (`processes.Interruption`), and orbax asks with those of old
-    checkpoints."""
+    """Orbax's manager without its own query of JAX's preemption sync point. The sync point expects
+    the consecutive numbers of `processes.Interruption`; orbax would query it with old steps."""
 
     def reached_preemption(self, step: int) -> bool:
         return False
@@ -59,10 +58,10 @@ class _Manager(ocp.CheckpointManager):
 class Checkpointer:
     """Saves and restores the checkpoints of one run. Use it as a context manager, or `close()` it.
 
-    Kept are the two latest checkpoints, the best one by a metric, and every one whose step is a
-    multiple of `keep_every`. Saving is asynchronous: `save` returns when the state has been copied,
-    so that its buffers may be donated to the next step. A failure appears at the next `save`,
-    `wait` or `close`. All processes of a job make the same calls.
+    It keeps the two latest checkpoints, the best one by a metric, and those whose step is a
+    multiple of `keep_every`. Saving is asynchronous: `save` returns once the state is copied, so
+    that the next step may donate its buffers. The next `save`, `wait` or `close` raises a failure.
+    All processes of a job make the same calls.
     """
 
     def __init__(
@@ -73,19 +72,19 @@ class Checkpointer:
         best_metric: str | None,
         best_mode: Literal["min", "max"],
     ):
-        """Half-written checkpoints of a killed process are removed, at the latest by the next save.
+        """Removes incomplete checkpoints of a killed process, at the latest with the next save.
 
         Arguments:
           workdir: checkpoints go to its `checkpoints` directory, which is created.
-          keep_every: keep the checkpoints of steps that are multiples of this; 0 keeps none so.
-          best_metric: the metric given to `save` by which one checkpoint is kept as the best; None
-            to keep none so.
-          best_mode: "min" if lower is better, "max" if higher is. Of equals the first is the best,
-            as in the references (SPEC 2.7).
+          keep_every: keep the checkpoints of steps that are multiples of this; 0 disables the rule.
+          best_metric: name in the `metrics` of `save` that selects the best checkpoint; None
+            disables the rule.
+          best_mode: "min" if lower is better, "max" if higher is. Of equal checkpoints the first is
+            the best, as in the references (SPEC 2.7).
 
         Raises:
           ValueError: `best_mode` is unknown.
-          DamagedCheckpointError: there are checkpoints, and of each the metrics are damaged.
+          DamagedCheckpointError: the metrics of all existing checkpoints are damaged.
         """
         if best_mode not in ("min", "max"):
             raise ValueError(f'best_mode is {best_mode!r}; it must be "min" or "max".')
@@ -95,7 +94,7 @@ class Checkpointer:
         self._saving: int | None = None
         self._set_aside_damaged_metrics()
 
-        # Two, so that there is one to fall back to should the newest turn out damaged.
+        # Two, so that restoring can fall back to the older one if the newest is damaged.
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(2)]
         if keep_every:
             policies.append(ocp.checkpoint_managers.EveryNSteps(keep_every))
@@ -105,8 +104,8 @@ class Checkpointer:
             self._directory,
             options=ocp.CheckpointManagerOptions(
                 cleanup_tmp_directories=True,
-                # Called in the background by the first process, after the last write to an item
-                # and before the rename: no checkpoint is ever without digests.
+                # Process 0 calls it in the background, after the last write to an item and before
+                # the rename, so no checkpoint is ever without digests.
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
                 preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
             ),
@@ -130,17 +129,17 @@ class Checkpointer:
         tokenizer: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Begins to write a checkpoint and returns; waits first for the one before.
+        """Waits for the previous checkpoint, begins to write this one, and returns.
 
         Arguments:
           step: greater than `latest_step()`.
           state: a flax.struct dataclass of jax arrays with a `params` field and a `replace` method.
-          config, tokenizer: JSON values (`ConfigDict.to_dict()`, `Tokenizer.to_dict()`), stored in
-            the checkpoint so that it can be used alone.
-          metrics: evaluation results at this step, if there are any; NaN and infinity become None.
+          config, tokenizer: JSON values (`ConfigDict.to_dict()`, `Tokenizer.to_dict()`), which make
+            the checkpoint self-contained.
+          metrics: scores at this step, if it was evaluated; NaN and infinity become None.
 
         Raises:
-          SaveError: this checkpoint, or the one whose writing was still going on, failed.
+          SaveError: writing this checkpoint, or the previous one, failed.
           CheckpointError: `step` is not after the latest checkpoint.
         """
         self.wait()
@@ -156,7 +155,7 @@ class Checkpointer:
         items = ocp.args.Composite(
             params=ocp.args.PyTreeSave(state.params),
             training_state=ocp.args.PyTreeSave(state.replace(params=None)),
-            # A copy, because writing happens later and the caller may change its dictionary.
+            # A copy: the caller may change its dictionary before orbax writes it.
             config=ocp.args.JsonSave(json.loads(json.dumps(config))),
             tokenizer=ocp.args.JsonSave(dict(tokenizer)),
             selection=ocp.args.JsonSave(selection),
@@ -180,9 +179,9 @@ class Checkpointer:
             self._manager.close()
 
     def keep_parameters(self, steps: Collection[int]) -> None:
-        """Of a finished run, keeps the parameters of some checkpoints, with what describes them,
-        and deletes the rest: two thirds of a checkpoint are the optimiser's moments, and no run
-        goes on from it any more. All processes of a job call it."""
+        """Keeps the parameters and JSON items of some checkpoints of a finished run and deletes
+        everything else: the optimiser's moments are two thirds of a checkpoint, and a finished run
+        never resumes. All processes of a job call it."""
         self.wait()
         for step in self._manager.all_steps():
             if step not in steps:
@@ -191,11 +190,11 @@ class Checkpointer:
         if jax.process_index() == 0:
             for step in steps:
                 state = self._directory / str(step) / "training_state"
-                shutil.rmtree(state, ignore_errors=True)  # a part that is left costs only space
+                shutil.rmtree(state, ignore_errors=True)  # a remainder costs only disk space
         multihost_utils.sync_global_devices("training states are deleted")
 
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step, counting one being written; None if there is none."""
+        """The step of the newest checkpoint, or of one being written; None if none exists."""
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
@@ -204,17 +203,17 @@ class Checkpointer:
         return _best_step(metrics, self._best_metric, self._best_mode)
 
     def config(self, step: int) -> dict[str, Any]:
-        """The configuration stored with a step."""
+        """The configuration stored in the checkpoint of a step."""
         self.wait()
         return read_json(self._directory, step, "config")
 
     def tokenizer(self, step: int) -> dict[str, Any]:
-        """The tokenizer stored with a step, for `tokenizer_from_dict` or `verify_tokenizer`."""
+        """The stored tokenizer, for `tokenizer_from_dict` or `verify_tokenizer`."""
         self.wait()
         return read_json(self._directory, step, "tokenizer")
 
     def metrics(self, step: int) -> dict[str, float | None]:
-        """The metrics stored with a step; empty if it was saved without."""
+        """The metrics stored in the checkpoint of a step; empty if it was not evaluated."""
         self.wait()
         return read_json(self._directory, step, "metrics")
 
@@ -225,20 +224,20 @@ class Checkpointer:
           step: of an existing checkpoint.
           abstract_state: the state with `jax.ShapeDtypeStruct`s (or arrays) as leaves; each array
             is restored to its leaf's sharding, or to the first local device if a leaf has none.
-          tokenizer: if given, it must be the checkpoint's own.
+          tokenizer: must equal that of the checkpoint; None skips the comparison.
 
         Returns:
           A state of the same structure as `abstract_state`.
 
         Raises:
-          DamagedCheckpointError: a file is missing, cut short or not what was saved.
-          CheckpointError: there is no such step.
-          ValueError: names, shapes or dtypes are not those of `abstract_state`, or the tokenizer is
-            another.
+          DamagedCheckpointError: a file is missing, truncated or changed.
+          CheckpointError: the step does not exist.
+          ValueError: names, shapes or dtypes differ from those of `abstract_state`, or the
+            tokenizer differs.
         """
         self.wait()
         verify(self._directory, step, ("params", "training_state", *JSON_FILES))
-        # All are read, also those not used here: a checkpoint that lacks one is damaged.
+        # Reads unused items too: a checkpoint that lacks one is damaged.
         stored = {item: read_json(self._directory, step, item) for item in JSON_FILES}
         if tokenizer is not None:
             verify_tokenizer(stored["tokenizer"], tokenizer)
@@ -277,18 +276,18 @@ class Checkpointer:
     def restore_latest(
         self, abstract_state: Any, *, tokenizer: Tokenizer | None = None
     ) -> tuple[Any, int] | None:
-        """The newest undamaged checkpoint as (state, step); None if there are no checkpoints.
+        """The newest undamaged checkpoint as (state, step); None if no checkpoint exists.
 
-        Arguments are those of `restore`.
+        Arguments as for `restore`.
 
-        Damaged checkpoints that are newer are named in the log and, once an older one has been
-        restored, renamed to `damaged-STEP` so that their steps can be saved again. Nothing is
-        deleted. In a job of several processes this needs digests: damage in a checkpoint without
-        them is an error instead, because processes that read other files of it would not notice.
+        Logs newer checkpoints that are damaged and, once an older one is restored, renames them to
+        `damaged-STEP` so that their steps can be saved again. Deletes nothing. In a job of several
+        processes this needs digests: without them damage is an error, because processes that read
+        other files of the checkpoint do not detect it.
 
         Raises:
           DamagedCheckpointError: every checkpoint is damaged.
-          CheckpointError: in a job of several processes, one has found damage by itself.
+          CheckpointError: in a job of several processes, only one has detected damage.
           ValueError: as `restore`.
         """
         self.wait()
@@ -314,8 +313,8 @@ class Checkpointer:
         return None
 
     def _set_aside_damaged_metrics(self) -> None:
-        # Orbax reads the metrics of every checkpoint at construction and would fail on each start;
-        # flipped bits in them could make another checkpoint the best.
+        # Orbax reads all metrics at construction and would fail at every start; flipped bits in
+        # them could make another checkpoint the best.
         steps = steps_in(self._directory)
         damaged: dict[int, CheckpointError] = {}
         for step in steps:
@@ -345,7 +344,8 @@ class Checkpointer:
                 raise
             step, self._saving = self._saving, None
             self._metrics.pop(step, None)
-            # Before the new checkpoint is written, orbax forgets those it would delete after.
+            # Orbax drops the checkpoints that it would have deleted after this save from its list
+            # before it writes; reloading restores the list.
             self._manager.reload()
             latest = self._manager.latest_step()
             usable = (
@@ -363,23 +363,23 @@ class Checkpointer:
 def restore_params(
     workdir: str | os.PathLike[str], step: int | str | None = None
 ) -> RestoredParameters:
-    """The parameters of a checkpoint, with what is needed to use them; no optimizer state is read.
+    """The parameters and JSON items of a checkpoint, without the optimiser state.
 
     All processes of a job make the same call.
 
     Arguments:
       workdir: of a pretraining or finetuning run.
-      step: a step, "best" by the metric that run selects by (the latest if none was evaluated: a
-        run may have been stopped before its first evaluation), or "latest" or None for the newest
-        that is not damaged (damaged ones are named in the log).
+      step: a step; "best" by the run's selection metric (the latest if none was evaluated: a run
+        may have stopped before its first evaluation); "latest" or None for the newest undamaged
+        one (damaged ones are logged).
 
     Returns:
       Parameters as nested dictionaries of NumPy arrays, whatever devices they were trained on.
 
     Raises:
-      CheckpointError: there are no checkpoints, or not this one.
-      DamagedCheckpointError: the one asked for, or every one, is damaged; of "best", the metrics of
-        any.
+      CheckpointError: no checkpoint exists, or not this one.
+      DamagedCheckpointError: the requested checkpoint, or every one, is damaged; for "best" also if
+        the metrics of any checkpoint are.
     """
     directory = absolute(workdir) / "checkpoints"
     steps = steps_in(directory)
@@ -404,7 +404,7 @@ def restore_params(
 
 
 def _selection(directory: Path, steps: Sequence[int]) -> dict[str, Any]:
-    """By which metric a run selects. All its checkpoints have it; a damaged one is passed over."""
+    """The run's selection metric and mode, which every checkpoint stores; skips damaged ones."""
     damaged: list[DamagedCheckpointError] = []
     for step in reversed(steps):
         try:
@@ -415,11 +415,11 @@ def _selection(directory: Path, steps: Sequence[int]) -> dict[str, Any]:
 
 
 def verify_tokenizer(checkpoint_tokenizer: Mapping[str, Any], tokenizer: Tokenizer) -> None:
-    """Refuses a tokenizer that is not the one a checkpoint was trained with.
+    """Refuses a tokenizer other than that of a checkpoint.
 
     Arguments:
       checkpoint_tokenizer: as stored in the checkpoint.
-      tokenizer: about to be used, such as the corpus's.
+      tokenizer: the one to be used, such as the corpus's.
 
     Raises:
       ValueError: their fingerprints differ.
@@ -461,13 +461,13 @@ def _best_step(
     if best_metric is None:
         return None
     scores = {step: _score(metrics[step], best_metric, best_mode) for step in sorted(metrics)}
-    best = max(scores, key=scores.__getitem__, default=None)  # the first of equals
+    best = max(scores, key=scores.__getitem__, default=None)  # the first of equal ones
     return None if best is None or scores[best] == -math.inf else best
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Best(ocp.checkpoint_managers.PreservationPolicy):
-    """Keeps the checkpoint of `_best_step`; orbax's own BestN keeps the last of equals."""
+    """Keeps the checkpoint of `_best_step`; orbax's own BestN keeps the last of equal ones."""
 
     metric: str
     mode: str

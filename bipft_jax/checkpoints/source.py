@@ -1,4 +1,5 @@
-"""Starting from another run's checkpoint: what is taken over, what is new, what is refused."""
+"""Starting from another run's checkpoint: which parameters are loaded, which are new, what is
+refused."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ from bipft_jax.objectives.table import objective_of
 class Source(NamedTuple):
     """A checkpoint to start from or to learn from.
 
-    missing: paths of parameters that the architecture has and the checkpoint never had: heads and
-      pooler of an imported encoder. run: the configuration of the run that wrote it. metrics: those
-      of its step.
+    missing: paths of parameters of the architecture that the checkpoint never had: heads and pooler
+      of an imported encoder. run: the configuration of the run that wrote it. metrics: the
+      evaluation at its step.
     """
 
     workdir: str
@@ -41,12 +42,12 @@ class Source(NamedTuple):
         return config_of(self.architecture, **overrides)
 
     def described(self) -> str:
-        """Where it is, for a line of output."""
+        """Its workdir and step, for a line of output."""
         return f"{self.workdir}, step {self.step}" + ("" if self.metrics else " (not evaluated)")
 
     @property
     def identity(self) -> dict[str, Any]:
-        """By which a run knows it again: its step, a SHA-256 (hex) of parameters and tokenizer."""
+        """Its step, and a SHA-256 (hex) of parameters and tokenizer, for inputs.json."""
         digest = hashlib.sha256(self.tokenizer.fingerprint.encode())
         for path, leaf in named_leaves(self.params).items():
             digest.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
@@ -54,13 +55,13 @@ class Source(NamedTuple):
         return {"step": self.step, "parameters": digest.hexdigest()}
 
     def without_classifier(self) -> Source:
-        """Itself, as if it had been trained without one: whoever starts from it gets a new one."""
+        """The source without its classifier, which a run that starts from it creates anew."""
         head = [path for path in named_leaves(self.params) if path.startswith("classifier/")]
         params = {name: value for name, value in self.params.items() if name != "classifier"}
         return self._replace(params=params, missing=(*self.missing, *head))
 
     def filled_params(self) -> Params:
-        """`params` with zeros for what is missing, for outputs that do not depend on it."""
+        """`params` with zeros for missing ones, for outputs that do not depend on these."""
         shapes = named_leaves(self.objective.abstract_params(self.config()))
         zeros = {path: np.zeros(shapes[path].shape, np.float32) for path in self.missing}
         return unflatten_dict({**named_leaves(self.params), **zeros}, sep="/")
@@ -80,11 +81,11 @@ def checkpoint_description(
 
 
 def load_source(workdir: str, step: int | str = "best") -> Source:
-    """Reads a run's parameters, architecture and tokenizer.
+    """Loads a run's parameters, architecture and tokenizer.
 
     step: a number, "best" (by the run's own metric; the latest if none was evaluated) or "latest".
 
-    Raises: CheckpointError (a ValueError) where there is no such checkpoint.
+    Raises: CheckpointError (a ValueError) if the checkpoint does not exist.
     """
     found = restore_params(workdir, step)
     return Source(
@@ -94,7 +95,7 @@ def load_source(workdir: str, step: int | str = "best") -> Source:
         architecture=found.config["model"],
         objective=objective_of(found.config),
         tokenizer=tokenizer_from_dict(found.tokenizer),
-        # Checkpoints of runs from before there were imports do not say that nothing is missing.
+        # Checkpoints older than the import of models have no such key.
         missing=tuple(found.config.get("missing", ())),
         run=found.config["run"],
         metrics=found.metrics,
@@ -102,13 +103,13 @@ def load_source(workdir: str, step: int | str = "best") -> Source:
 
 
 def load_input(directory: str, key: str, begun: Inputs) -> Source:
-    """The best checkpoint of a run that a config names as `key`; the very one that the run began
-    with, if it has begun, whatever is the best by now.
+    """The best checkpoint in the directory of the config key `key`. A resumed run gets the step
+    that it began with, even if another is the best by now.
 
     Arguments:
-      begun: `recorded_inputs` of the run.
+      begun: `recorded_inputs` of the run that reads it.
 
-    Raises: CheckpointError (a ValueError) where there is no such checkpoint, or not any more.
+    Raises: CheckpointError (a ValueError) if the checkpoint does not exist or was deleted.
     """
     if key not in begun:
         return load_source(directory)
@@ -122,8 +123,7 @@ def load_input(directory: str, key: str, begun: Inputs) -> Source:
 
 
 def require_initialised_scales(teacher: Source) -> None:
-    """Raises ValueError if a learned scale of a teacher has no value: a student is calibrated, its
-    teacher is used as it is."""
+    """Raises ValueError if a learned scale of a teacher is NaN: only the student is calibrated."""
     uninitialised = [
         path
         for path, leaf in named_leaves(teacher.params).items()
@@ -137,20 +137,20 @@ def require_initialised_scales(teacher: Source) -> None:
 
 
 def warm_started(fresh: Params, config: BertConfig, objective: Objective, source: Source) -> Params:
-    """`fresh` with every parameter that the source's architecture has too taken from the source.
+    """`fresh`, with the source's value for every parameter that both architectures have.
 
-    A parameter may be missing only if the source's recipe or heads have no such parameter (learned
-    scales, shifts, estimators, the binary pooler's LayerNorm, a new head) or the source is
-    described as missing it (heads of an imported encoder), and may be left over only if the new
-    model has none; so a checkpoint that lost a parameter is refused.
+    The source may lack a parameter only if its recipe or heads have none (learned scales, shifts,
+    estimators, the binary pooler's LayerNorm, a new head) or its `missing` lists it (heads of an
+    imported encoder). It may have an extra one only if the new model has none. So a checkpoint that
+    lost a parameter is refused.
 
-    Raises: ValueError naming what differs: dimensions, switches, or parameters.
+    Raises: ValueError naming the dimensions, switches or parameters that differ.
     """
     theirs, ours = source.architecture, architecture(config)
     different = [
         f"{name} is {theirs[name]} there and {ours[name]} here"
         for name in DIMENSIONS
-        if theirs[name] != ours[name] and name != "initializer_range"  # of what is new
+        if theirs[name] != ours[name] and name != "initializer_range"  # for new parameters only
     ]
     if different:
         raise ValueError(
@@ -171,9 +171,9 @@ def warm_started(fresh: Params, config: BertConfig, objective: Objective, source
 
 
 def _check_switches(workdir: str, theirs: dict, ours: dict) -> None:
-    """Raises ValueError if a start would drop trained parameters or binarise kernels that were not,
-    and say nothing: where the recipe is the same, no switch may change; low-rank products are taken
-    over whatever the recipe."""
+    """Raises ValueError if a start would silently drop trained parameters or binarise
+    full-precision kernels: no switch may change under the same recipe, and `lora_rank` of trained
+    low-rank products may change under none."""
     for name in ("estimator_rank", "lora_rank", "full_precision_weights"):
         kept = theirs["recipe"] == ours["recipe"] or (name == "lora_rank" and theirs[name])
         if kept and theirs[name] != ours[name]:

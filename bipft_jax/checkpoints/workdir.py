@@ -1,8 +1,8 @@
-"""A workdir belongs to one run: to one configuration, one set of inputs, and one job at a time.
+"""A workdir belongs to one run: one configuration, one set of inputs, one job at a time.
 
-`config.json` is written once and compared afterwards; so is `inputs.json`, which says what the
-directories that the configuration names had in them, for these may change while their names do not.
-Checkpoints, finished seeds and finished stages in the workdir all stand on it.
+`config.json` and `inputs.json` are written once and compared at every later start. `inputs.json`
+identifies the contents of the directories that the configuration names, because contents can change
+under the same path. All checkpoints, finished seeds and finished stages depend on these contents.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ CONFIG_NAME = "config.json"
 INPUTS_NAME = "inputs.json"
 _LOCK_NAME = "lock"
 _ABSENT = "(absent)"
-# How a run is computed, not what: a run may go on with other values of these keys.
+# How a run is computed, not what: a run may resume with other values of these keys.
 _MAY_CHANGE = ("mesh.", "data_workers", "log_every", "profile_steps")
-# Where data lies; it may move if inputs.json says what it was.
+# Directories of data; they may move if inputs.json identifies their contents.
 _MAY_MOVE = ("corpus_dir", "glue_dir")
-# Keys that configs did not have in the first version, by their dotted name, with the value that
-# every run had before: a run that was begun then goes on.
+# Keys that the first version's configs lacked, by dotted name, with the value that runs had then,
+# so that those runs can resume.
 _ADDED_SINCE: dict[str, Any] = {
     "mlm_distillation": 0.0,
     "objective": "mlm_nsp",
@@ -40,15 +40,15 @@ _ADDED_SINCE: dict[str, Any] = {
     "remat": "none",
 }
 
-Inputs = Mapping[str, Mapping[str, Any]]  # what is in a directory, by the config's key for it
+Inputs = Mapping[str, Mapping[str, Any]]  # config key of a directory -> identity of its contents
 
 
 def absolute(workdir: str | os.PathLike[str]) -> Path:
-    """The workdir as an absolute path. Raises: ValueError for gs:// and the like, and for ~ where a
-    user has no home directory."""
+    """The workdir as an absolute path. Raises: ValueError for gs:// and the like, and for ~ if no
+    home directory is known."""
     require_local({"workdir": workdir})
     expanded = Path(os.path.expanduser(workdir))
-    if expanded.parts[:1] == ("~",):  # else a directory of that name would be made
+    if expanded.parts[:1] == ("~",):  # else a directory named ~ would be created
         raise ValueError(
             f"workdir is {os.fspath(workdir)}, but no home directory is known (HOME is not set): "
             "give the whole path"
@@ -57,13 +57,13 @@ def absolute(workdir: str | os.PathLike[str]) -> Path:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file in one step (`replacing`)."""
+    """Replaces a file atomically (`replacing`)."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
-    """Replaces a JSON file in one step, making its directory."""
+    """Replaces a JSON file atomically; creates its directory."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(value, indent=1) + "\n")
@@ -71,13 +71,13 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def owned(workdir: str | os.PathLike[str]) -> Iterator[None]:
-    """Makes the workdir, and keeps it from other jobs while the context lasts.
+    """Creates the workdir and locks it against other jobs while the context lasts.
 
-    The first process of a job locks WORKDIR/lock. The system gives the lock of a dead process back,
-    so nothing has to be removed after a crash. Where the file system has no locks, a warning is
-    logged. A workdir that was made here and is still empty at the end is removed.
+    Process 0 of a job locks WORKDIR/lock. The operating system releases the lock of a dead process,
+    so a crash leaves nothing to remove. A file system without locks causes a warning. A workdir
+    that this function created is removed at the end if it is still empty.
 
-    Raises: ValueError if another process has the lock.
+    Raises: ValueError if another process holds the lock.
     """
     if jax.process_index() != 0:
         yield
@@ -90,7 +90,7 @@ def owned(workdir: str | os.PathLike[str]) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        os.fsync(file.fileno())  # a mounted bucket cannot close a removed file with text to write
+        os.fsync(file.fileno())  # a mounted bucket cannot close a removed file with unwritten text
         try:
             yield
         finally:
@@ -119,7 +119,7 @@ def _locked(path: Path) -> Iterator[Any]:
                     path.parent,
                     error.strerror,
                 )
-            # One that had it may have removed the file in between: then this is no lock any more.
+            # The previous holder may have removed the file since `open`: then this lock is void.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 yield file
                 return
@@ -128,16 +128,14 @@ def _locked(path: Path) -> Iterator[Any]:
 def claim_workdir(
     workdir: str | os.PathLike[str], config: Mapping[str, Any], inputs: Inputs | None = None
 ) -> None:
-    """Ties a workdir to a configuration and its inputs, so that a run is never resumed as a
-    different run.
+    """Ties a workdir to a configuration and its inputs, so that a run never resumes as another run.
 
-    Writes WORKDIR/config.json and WORKDIR/inputs.json where they are not there, after
-    `check_workdir` and `check_inputs`. To be called when the configuration has been shown to work,
-    so that a mistyped one does not occupy the workdir. In a job of several processes all call it
-    and the first one writes.
+    Calls `check_workdir` and `check_inputs`, then creates the workdir, WORKDIR/config.json and
+    WORKDIR/inputs.json if they do not exist. Call it once the configuration is known to work, so
+    that a mistyped one does not occupy the workdir. All processes of a job call it, and process 0
+    writes.
 
-    Arguments and errors are those of the two; the workdir is created. inputs: None for what has
-    none.
+    Arguments and errors are those of the two functions. inputs: None for a program without inputs.
     """
     texts = {CONFIG_NAME: check_workdir(workdir, config)}
     if inputs is not None:
@@ -153,7 +151,7 @@ def claim_workdir(
 
 
 def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> str:
-    """Compares a configuration with the one that a workdir was claimed for, if it was.
+    """Compares a configuration with that of a claimed workdir.
 
     Arguments:
       workdir: may not exist yet.
@@ -162,8 +160,8 @@ def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) ->
     Returns: the configuration as JSON text.
 
     Raises:
-      ValueError: the workdir has another configuration: names each key that differs, with both
-        values; those of `_MAY_CHANGE` may, and those of `_MAY_MOVE` where `check_inputs` compares.
+      ValueError: the workdir has another configuration; names every key that differs, with both
+        values. Keys of `_MAY_CHANGE` may differ, and keys of `_MAY_MOVE` if inputs.json has them.
         Also if `config` is not JSON, a file cannot be read, or the workdir or a path in `config` is
         gs:// or the like.
     """
@@ -179,7 +177,7 @@ def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) ->
     old, new = _flatten(there), _flatten(json.loads(text))
     old = {**{k: json.dumps(v) for k, v in _ADDED_SINCE.items() if k in new}, **old}
     moved = tuple(key for key in _MAY_MOVE if key in recorded_inputs(workdir))
-    # Compared as text: the key order was sorted, and NaN equals itself.
+    # Compared as JSON text with sorted keys, in which NaN equals NaN.
     changed = [
         f"  {key}: {old.get(key, _ABSENT)} there, {new.get(key, _ABSENT)} now"
         for key in sorted(old.keys() | new.keys())
@@ -196,7 +194,7 @@ def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) ->
 
 
 def recorded_inputs(workdir: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
-    """What inputs.json says; empty where there is none, as in a workdir of an older version.
+    """The contents of inputs.json; empty if it does not exist, as in a workdir of an older version.
 
     Raises: ValueError if it cannot be read.
     """
@@ -206,7 +204,7 @@ def recorded_inputs(workdir: str | os.PathLike[str]) -> dict[str, dict[str, Any]
 def check_inputs(workdir: str | os.PathLike[str], inputs: Inputs) -> None:
     """Compares inputs with those that a workdir was claimed with.
 
-    Raises: ValueError that names what differs; an input that only one of the two has may.
+    Raises: ValueError that names the differences; an input that only one side has is none.
     """
     if changed := changed_inputs(recorded_inputs(workdir), inputs):
         raise ValueError(
@@ -218,7 +216,7 @@ def check_inputs(workdir: str | os.PathLike[str], inputs: Inputs) -> None:
 
 
 def changed_inputs(before: Inputs, now: Inputs) -> list[str]:
-    """A line for each value that differs in the inputs that both have."""
+    """One line per value that differs, for inputs that both have."""
     lines = []
     for key in before.keys() & now.keys():
         for name in sorted(before[key].keys() | now[key].keys()):
@@ -229,7 +227,7 @@ def changed_inputs(before: Inputs, now: Inputs) -> list[str]:
 
 
 def _read(path: Path) -> Any:
-    """A JSON file of a workdir; None if it is not there."""
+    """The value of a JSON file of a workdir; None if the file does not exist."""
     if not path.exists():
         return None
     try:
@@ -242,7 +240,7 @@ def _read(path: Path) -> Any:
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Values of nested dictionaries as JSON text by their dotted key."""
+    """Flattens nested dictionaries: dotted key -> value as JSON text."""
     if not isinstance(value, dict) or (prefix and not value):
         return {prefix: json.dumps(value, sort_keys=True)}
     flat: dict[str, str] = {}

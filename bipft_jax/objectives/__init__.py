@@ -1,1 +1,1 @@
-"""What a model learns: one file for each objective, and the table of them."""
+"""Objectives, one file each, and their table."""

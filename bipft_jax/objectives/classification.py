@@ -1,4 +1,4 @@
-"""Sequence classification, and scores, which are the same with one output (SPEC 2.7)."""
+"""Sequence classification; regression is the case of one output (SPEC 2.7)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CLASSIFICATION = Objective(
     inputs=SEQUENCE_INPUTS,
     counts=classification_counts,
     loss=lambda output, batch, counts: (classification_loss(output.logits, batch, counts), {}),
-    always_splits=False,  # as runs have been trained: the same masks when one goes on
+    always_splits=False,  # keeps the dropout masks of existing runs, which may resume
 )
 
 
 def classification(outputs: int) -> Objective:
-    """Of so many classes, or, with 1, of scores."""
+    """The objective for so many classes; 1 for regression."""
     return dataclasses.replace(CLASSIFICATION, outputs=outputs)

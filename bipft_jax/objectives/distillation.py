@@ -1,5 +1,5 @@
-"""Task-agnostic distillation from a full-precision teacher while pretraining (SPEC 2.5), and, which
-the reference does not have, from the teacher's distribution of the masked tokens."""
+"""Task-agnostic distillation from a full-precision teacher during pretraining (SPEC 2.5). The term
+of the teacher's distribution of masked tokens is not in the reference."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _MLM_HEAD = ("mlm_dense", "mlm_norm", "mlm_bias")
 
 
 class Targets(NamedTuple):
-    """What a teacher says of a batch: hidden states [layers + 1, B, S, H]; NSP logits [B, 2] and
-    MLM logits [B, P, vocab], None where they are not imitated."""
+    """A teacher's outputs for a batch: hidden states [layers + 1, B, S, H]; NSP logits [B, 2] and
+    MLM logits [B, P, vocab], None if the student does not imitate them."""
 
     hidden_states: jax.Array
     nsp_logits: jax.Array | None
@@ -32,9 +32,9 @@ class Targets(NamedTuple):
 class Teacher:
     """A frozen model whose hidden states and distributions the student imitates.
 
-    config: its architecture. dropout: whether its dropout is active, as in the reference, where
-    the teacher runs in train mode (SPEC quirk 8). has_nsp: False turns the NSP term off.
-    mlm_weight: of the term of the masked tokens; 0 turns it off.
+    config: its architecture. dropout: whether its dropout is active, as in the reference, whose
+    teacher runs in train mode (SPEC quirk 8). has_nsp: False turns the NSP term off. mlm_weight:
+    weight of the term of the masked tokens; 0 turns it off.
     """
 
     config: BertConfig
@@ -45,7 +45,7 @@ class Teacher:
     looks_at = ()
 
     def __call__(self, params: Any, batch: Batch, key: jax.Array) -> Targets:
-        """Its targets for a batch, constants for the gradient."""
+        """The targets of a batch, without gradient."""
         inputs = [batch[name] for name in SEQUENCE_INPUTS]
         how = {"rngs": {"dropout": key}}
         if self.mlm_weight:
@@ -81,8 +81,8 @@ def make_teacher(
 ) -> tuple[Teacher, Any]:
     """The teacher and the part of its parameters that it uses.
 
-    Raises: ValueError if its hidden states cannot be compared with the student's, or it lacks a
-      head that is to be imitated.
+    Raises: ValueError if its hidden states have another shape than the student's, or it lacks a
+      head that the student imitates.
     """
     for field in ("layers", "hidden", "vocab_size"):
         theirs, ours = getattr(config, field), getattr(student, field)
@@ -101,7 +101,7 @@ def make_teacher(
             )
         return Teacher(config, dropout, has_nsp, mlm_weight), params
     used = {name: params[name] for name in ("bert", "nsp") if name in params}
-    if not has_nsp:  # then nothing reads the pooled vector, and there may be no pooler
+    if not has_nsp:  # the pooled vector is unused, and the pooler may be missing
         ids = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * len(SEQUENCE_INPUTS)
         init = functools.partial(Bert(config).init, deterministic=True)
         shapes = jax.eval_shape(init, jax.random.key(0), *ids)["params"]
@@ -120,16 +120,17 @@ def distillation_loss(
 ):
     """`cls` + `rep` of SPEC 2.5: NSP soft cross entropy, averaged over sequences *and* classes, and
     the mean over hidden states (embedding output included) of their mean squared error, padding
-    included. And mlm_weight times the Kullback-Leibler divergence of the student's distribution of
+    included. Adds mlm_weight times the Kullback-Leibler divergence of the student's distribution of
     a masked token from the teacher's (Hinton et al. 2015, arXiv:1503.02531, temperature 1).
 
     Arguments:
-      output: the student's.
-      targets: the teacher's; a term whose target is None is left out.
-      batch: mlm_weights float [B, P] of it are used.
+      output: of the student.
+      targets: of the teacher; a term whose target is None is left out.
+      batch: mlm_weights float [B, P].
       counts: of the whole update.
 
-    Returns: (loss, metrics), adding up over micro-batches. Metrics are in nats, not weighted.
+    Returns: (loss, metrics), which add up over micro-batches. Metrics are unweighted, entropies in
+      nats.
     """
     nsp_logits = targets.nsp_logits
     ours, theirs = (x.astype(jnp.float32) for x in (output.hidden_states, targets.hidden_states))

@@ -1,7 +1,7 @@
-"""Losses as sums over a micro-batch divided by the counts of the whole update.
+"""Losses: sums over a micro-batch divided by the counts of the whole update.
 
-So the gradient of an update is the plain sum of its micro-batches' gradients, and cutting a batch
-into micro-batches changes nothing (`training/step.py`).
+The gradient of an update is therefore the sum of the gradients of its micro-batches, however the
+batch is split (`training/step.py`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Batch = dict[str, jax.Array]
 
 
 class Counts(NamedTuple):
-    """Denominators of a whole update of MLM + NSP: sequences, and masked tokens (at least 1)."""
+    """Denominators of an update of MLM + NSP: sequences, and masked tokens (at least 1)."""
 
     sequences: jax.Array
     masked_tokens: jax.Array
 
 
 class ClassificationCounts(NamedTuple):
-    """Denominators of a whole update of a task: rows, and the sum of their weights (at least 1)."""
+    """Denominators of an update of a task: rows, and the sum of their weights (at least 1)."""
 
     rows: jax.Array
     weight: jax.Array
@@ -45,9 +45,9 @@ def pretraining_loss(output: PretrainingOutput, batch: Batch, counts: Counts):
     Arguments:
       output: of `BertForPreTraining` on the batch.
       batch: mlm_ids int [B, P], mlm_weights float [B, P], nsp_labels int [B].
-      counts: denominators of the whole update that this batch is a part of.
+      counts: of the whole update, of which this batch may be a micro-batch.
 
-    Returns: (loss, metrics): scalars in nats; the metrics add up over micro-batches.
+    Returns: (loss, metrics): scalars, losses in nats; all add up over micro-batches.
     """
     weights = batch["mlm_weights"] / counts.masked_tokens
     mlm = optax.softmax_cross_entropy_with_integer_labels(output.mlm_logits, batch["mlm_ids"])
@@ -67,7 +67,7 @@ def pretraining_loss(output: PretrainingOutput, batch: Batch, counts: Counts):
 
 
 def _are_likeliest(logits: jax.Array, ids: jax.Array) -> jax.Array:
-    """bool, of [..., classes] and [...]."""
+    """[..., classes] and [...] -> bool [...]: whether the id has the highest logit."""
     return jnp.argmax(logits, -1).astype(ids.dtype) == ids
 
 
@@ -80,12 +80,12 @@ def classification_counts(batch: Batch) -> ClassificationCounts:
 
 
 def classification_loss(logits: jax.Array, batch: Batch, counts: ClassificationCounts) -> jax.Array:
-    """Mean cross entropy, or mean squared error where the labels are scores (one logit).
+    """Mean cross entropy, or mean squared error for regression (one logit).
 
     Arguments:
       logits: [B, classes].
       batch: labels int [B], or float [B] for regression; weights float [B], 0 on padding rows.
-      counts: denominators of the whole update that this batch is a part of.
+      counts: of the whole update, of which this batch may be a micro-batch.
     """
     if jnp.issubdtype(batch["labels"].dtype, jnp.floating):
         each = jnp.square(logits[:, 0] - batch["labels"].astype(logits.dtype))

@@ -1,4 +1,5 @@
-"""BERT's pretraining: masked words and the next sentence (Devlin et al. 2018, SPEC 2.5)."""
+"""BERT's pretraining objective: masked language modelling and next sentence prediction (MLM + NSP;
+Devlin et al. 2018, SPEC 2.5)."""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def log_frequencies(counts: np.ndarray) -> np.ndarray:
-    """Log-probability of each piece by its count, one added to each: float32 [vocab].
+    """Log-probability of every piece from its count, with add-one smoothing: float32 [vocab].
 
-    As the first value of the MLM bias it spares the tied embedding from having to learn how
-    frequent words are. Adam's bias moves by at most the learning rate an update, so from zero it
-    takes thousands of updates to spread as far as the log frequencies do.
+    As initial MLM bias it saves the tied embedding from learning word frequencies. With Adam a bias
+    moves by at most the learning rate per update, so from zero it would take thousands of updates
+    to spread as far as the log frequencies.
     """
     return np.log((counts + 1.0) / (counts.sum() + counts.size)).astype(np.float32)
 
@@ -42,8 +43,8 @@ def _examples(
 
 
 def measure(corpus: Corpus) -> Callable[[PretrainingOutput, Batch, Counts], dict[str, jax.Array]]:
-    """The loss's metrics, and `unigram_loss` and `unigram_accuracy`: what always predicting by the
-    word frequencies of the training text scores on the masked tokens."""
+    """The metrics of the loss, and `unigram_loss` and `unigram_accuracy`: the baseline that always
+    predicts the word frequencies of the training text, on the masked tokens."""
     frequencies = log_frequencies(corpus.unigram_counts)
     commonest = int(np.argmax(frequencies))
 
@@ -61,8 +62,8 @@ def measure(corpus: Corpus) -> Callable[[PretrainingOutput, Batch, Counts], dict
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Losses (nats), MLM accuracy and perplexity over all masked tokens, NSP accuracy over all
-    sequences, what `attended_keys` reports, and accuracy and perplexity of always predicting by
-    word frequency (`unigram_`)."""
+    sequences, the metrics of `attended_keys`, and accuracy and perplexity of the word-frequency
+    baseline (`unigram_`)."""
 
     def of_tokens(name: str) -> float:
         return weighted_mean(results, name, "masked_tokens")
@@ -85,7 +86,7 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def head_products(config: BertConfig, predictions: int) -> int:
-    """Multiply-adds of the heads for a sequence of which so many positions are decoded."""
+    """Multiply-adds of pooler and heads per sequence, with so many decoded positions."""
     h = config.hidden
     return predictions * (h * h + h * config.vocab_size) + h * h + 2 * h
 

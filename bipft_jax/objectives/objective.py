@@ -1,7 +1,7 @@
-"""What an objective is: the form of a row of `objectives/table.py`.
+"""The dataclasses of an objective, a row of `objectives/table.py`.
 
-Loops, steps, checkpoints, sharding and telemetry are given an `Objective` and ask it; none of them
-knows one by name.
+Loops, steps, checkpoints, sharding and telemetry take an `Objective` as argument; none of them
+names a particular one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Metrics = dict[str, jax.Array]
 
 
 class Shown(NamedTuple):
-    """A loss and an accuracy, names of metrics, that the progress line shows as one."""
+    """Names of a loss and an accuracy that the progress line shows under one label."""
 
     label: str
     loss: str
@@ -35,7 +35,7 @@ class Shown(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A panel of a plot, by names of logged scalars: means over training batches are drawn thin,
+    """A panel of a plot, as names of logged scalars: training means are drawn as thin lines,
     evaluations with dots, baselines dashed."""
 
     title: str
@@ -45,15 +45,15 @@ class Panel(NamedTuple):
 
 
 class Teacher(Protocol):
-    """A frozen model that a student learns from, beside or instead of the objective's own loss.
+    """A frozen model that a student learns from, in addition to or instead of the objective's loss.
 
-    looks_at: collections of the student's pass that `loss` reads, beside its output.
+    looks_at: collections of the student's forward pass that `loss` reads.
     """
 
     looks_at: tuple[str, ...]
 
     def __call__(self, params: Params, batch: Batch, key: jax.Array) -> Any:
-        """Its targets for a batch, constants for the gradient; key: of its dropout."""
+        """The targets of a batch, without gradient; key: of the teacher's dropout."""
 
     def loss(
         self,
@@ -64,9 +64,9 @@ class Teacher(Protocol):
         batch: Batch,
         counts: Any,
     ) -> tuple[jax.Array, Metrics]:
-        """What is minimised, and its metrics; both add up over micro-batches.
+        """(loss to minimise, metrics); both add up over micro-batches.
 
-        own: loss and metrics of the objective. output, variables: of the student's pass.
+        own: (loss, metrics) of the objective. output, variables: of the student's forward pass.
         """
 
 
@@ -76,7 +76,7 @@ class Examples(Protocol):
     sequence_length: int
 
     def __len__(self) -> int:
-        """Examples of an epoch."""
+        """Number of examples in an epoch."""
 
     def at(self, positions: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """The examples at ascending positions, stacked."""
@@ -84,19 +84,20 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FromCorpus:
-    """What an objective needs in order to be learned from a corpus (`bipft_jax/pretrain.py`).
+    """The part of an objective that learns from a corpus (`bipft_jax/pretrain.py`).
 
     examples: (corpus, split, seed, config) -> the examples of "train" or "validation"; config None
-      asks for those of held-out text, which are the same for every run.
-    measure: of a corpus the function (output, batch, counts) -> float32 scalars of a held-out
-      batch, baselines included, each a mean over one of the counts.
-    summarise: of these scalars and counts of all held-out batches, the held-out metrics by name;
-      among them `best_metric`, by which a checkpoint is the best.
-    prior: of a corpus, parameters by their path that begin with a value known from it.
-    head_products: (model's config, examples) -> multiply-adds that a sequence needs outside of the
-      encoder, for `training/flops.py`.
+      gives those of the held-out evaluation, which are the same for every run.
+    measure: corpus -> the function (output, batch, counts) -> float32 scalars of a held-out batch,
+      baselines included, each a mean over one of the counts.
+    summarise: these scalars and counts of all held-out batches -> held-out metrics by name, among
+      them `best_metric`, which selects the best checkpoint.
+    prior: corpus -> initial values of parameters, by path, that are known from the corpus.
+    head_products: (model's config, examples) -> multiply-adds per sequence outside the encoder, for
+      `training/flops.py`.
     make_teacher: (teacher's config, its parameters, student's config, run's config) -> (teacher,
-      the parameters that it uses); raises ValueError for one that cannot teach. None: no teacher.
+      the parameters that it uses); raises ValueError for an unsuitable teacher. None: the objective
+      has no teacher.
     """
 
     examples: Callable[[Corpus, str, int, ml_collections.ConfigDict | None], Examples]
@@ -111,19 +112,19 @@ class FromCorpus:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is learned: a model with its head, a loss, and what is shown of it.
+    """An objective: a model with its head, a loss, and the metrics to show.
 
-    name: the key in `OBJECTIVES`, and what a checkpoint says.
+    name: the key in `OBJECTIVES` and in checkpoints.
     build: (config, outputs) -> the model, called as model(*inputs, deterministic).
-    inputs: names of what the model takes of a batch, in order. For shapes, and for random
-      parameters, each may be int32 [B, 1].
-    counts: of a batch, the denominators of an update as a NamedTuple of float32 scalars.
+    inputs: keys of the batch that the model takes, in order. For initialisation and for shapes each
+      may be int32 [B, 1].
+    counts: batch -> the denominators of an update, a NamedTuple of float32 scalars.
     loss: (output, batch, counts) -> (loss, metrics), float32 scalars that add up over micro-batches
       if counts are those of the whole update.
-    outputs: width of the head where the task decides it, 1 for scores; else 0.
-    shown, panels: what the progress line and a plot make of the metrics.
-    always_splits: whether the key of dropout is split for a teacher also where there is none.
-    from_corpus: None for an objective that is learned from a task's own files.
+    outputs: width of a task's head, 1 for regression; 0 for a head of fixed width.
+    shown, panels: how the progress line and plots show the metrics.
+    always_splits: whether the dropout key is split for a teacher even without a teacher.
+    from_corpus: None for an objective that learns from a task's files.
     """
 
     name: str
@@ -138,7 +139,7 @@ class Objective:
     from_corpus: FromCorpus | None = None
 
     def model(self, config: BertConfig) -> nn.Module:
-        """The model of a configuration."""
+        """The model for a configuration."""
         return self.build(config, self.outputs)
 
     def abstract_params(self, config: BertConfig) -> Params:
@@ -147,22 +148,22 @@ class Objective:
         return jax.eval_shape(self.model(config).init, jax.random.key(0), *ids)["params"]
 
     def of(self, batch: Mapping[str, Any]) -> list[Any]:
-        """What the model takes of a batch."""
+        """The model's inputs from a batch, in order."""
         return [batch[name] for name in self.inputs]
 
     def dropout_keys(self, key: jax.Array, taught: bool) -> tuple[jax.Array, jax.Array | None]:
-        """The keys of the student and, if it is taught, of its teacher."""
+        """The dropout keys of the student and, if it has one, of its teacher."""
         if taught or self.always_splits:
             student, teacher = jax.random.split(key)
             return student, teacher
         return key, None
 
     def described(self) -> dict[str, Any]:
-        """What a checkpoint says of it, read back by `table.objective_of`."""
+        """The objective as a checkpoint stores it, for `table.objective_of` to read."""
         return {"name": self.name, "outputs": self.outputs}
 
 
 def weighted_mean(results: Iterable[Mapping[str, Any]], name: str, count: str) -> float:
-    """The mean of a metric over batches, each weighted by one of its counts, in float64."""
+    """The mean of a metric over batches, weighted by one of their counts, in float64."""
     values, weights = (np.array([r[key] for r in results], np.float64) for key in (name, count))
     return float(np.sum(values * weights) / np.sum(weights))

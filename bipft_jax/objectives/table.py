@@ -1,4 +1,4 @@
-"""The table of objectives, by the name that configs and checkpoints say."""
+"""The table of objectives, by their name in configs and checkpoints."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def objective_named(name: str) -> Objective:
 def objective_of(described: Mapping[str, Any]) -> Objective:
     """The objective of a checkpoint, from its `config` item.
 
-    Raises: ValueError for one that this version does not know.
+    Raises: ValueError for an objective that this version does not have.
     """
-    if "objective" not in described:  # of before objectives had names: 0 for pretraining heads
+    if "objective" not in described:  # before objectives had names: 0 for pretraining heads
         return classification(described["classes"]) if described["classes"] else MLM_NSP
     record = described["objective"]
     return dataclasses.replace(objective_named(record["name"]), outputs=record["outputs"])

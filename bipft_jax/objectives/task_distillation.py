@@ -1,7 +1,7 @@
-"""Distillation while finetuning: a student imitates a teacher that was finetuned on the same task.
+"""Distillation during finetuning: a student imitates a teacher finetuned on the same task.
 
-`DISTILLATIONS` holds what BiT's and BiBERT's students learn (SPEC 3 and 4.3). BiT's means add up
-over micro-batches of one size; BiBERT's norms are over the whole batch and do not.
+`DISTILLATIONS` holds the losses of BiT and BiBERT (SPEC 3 and 4.3). BiT's means add up over
+micro-batches of equal size; BiBERT's norms, taken over the whole batch, do not.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _LOOKS_AT = ("intermediates",)
 
 
 class Behaviour(NamedTuple):
-    """What a model shows of itself on a batch.
+    """The outputs of a model, student or teacher, that a distillation compares.
 
     logits: [B, classes]. hidden_states: [layers + 1, B, S, H], the embedding output first.
-    relations: by projection ("query", "key", "value"), x x^T / sqrt(d) of the real-valued heads x
-    [B, S, d] before they are quantised: [layers, B, h, S, S].
+    relations: by projection ("query", "key", "value"), x x^T / sqrt(d) of the heads x [B, S, d]
+    before quantisation: [layers, B, h, S, S].
     """
 
     logits: jax.Array
@@ -44,7 +44,7 @@ Distillation = Callable[[Behaviour, Behaviour, jax.Array], dict[str, jax.Array]]
 def behaviour(
     model: BertForSequenceClassification, params: Any, batch: Batch, dropout_key: jax.Array | None
 ) -> Behaviour:
-    """What a model shows on a batch; dropout_key None turns dropout off."""
+    """The `Behaviour` of a model on a batch; dropout_key None turns dropout off."""
     output, variables = model.apply(
         {"params": params},
         *[batch[name] for name in SEQUENCE_INPUTS],
@@ -68,9 +68,9 @@ def relation(x: jax.Array, heads: int) -> jax.Array:
 
 
 def bit_distillation(student: Behaviour, teacher: Behaviour, labels: jax.Array):
-    """BiT's (SPEC 3): soft cross entropy, averaged over sequences *and* classes, and the *sum* over
-    hidden states of their mean squared error. Labels are not used. With one logit (regression) the
-    soft cross entropy is identically 0, as in the reference (quirk 19).
+    """BiT's loss (SPEC 3): soft cross entropy, averaged over sequences *and* classes, and the *sum*
+    over hidden states of their mean squared error. Labels are unused. With one logit (regression)
+    the soft cross entropy is identically 0, as in the reference (quirk 19).
 
     Returns: the terms, whose sum is the loss.
     """
@@ -81,8 +81,8 @@ def bit_distillation(student: Behaviour, teacher: Behaviour, labels: jax.Array):
 
 
 def bit_distillation_of_scores(student: Behaviour, teacher: Behaviour, labels: jax.Array):
-    """BiT's with the mean squared error to the teacher's score in place of the soft cross entropy,
-    so that pooler and classifier learn a task of scores too (quirk 19).
+    """BiT's loss with the mean squared error to the teacher's score in place of the soft cross
+    entropy, so that pooler and classifier also learn regression (quirk 19).
 
     Returns: the terms, whose sum is the loss.
     """
@@ -93,9 +93,9 @@ def bit_distillation_of_scores(student: Behaviour, teacher: Behaviour, labels: j
 
 
 def direction_matching(student: Behaviour, teacher: Behaviour, labels: jax.Array):
-    """BiBERT's (SPEC 4.3): directions of hidden states and of the relations of query, key and
-    value; soft cross entropy plus half the labels' cross entropy, or, for scores, the squared error
-    to the teacher's.
+    """BiBERT's loss (SPEC 4.3): directions of hidden states and of the relations of query, key and
+    value; soft cross entropy plus half the cross entropy of the labels, or for regression the
+    squared error to the teacher's score.
 
     Returns: the terms, whose sum is the loss.
     """
@@ -118,8 +118,8 @@ def direction_matching(student: Behaviour, teacher: Behaviour, labels: jax.Array
 
 
 def sum_of_distances(xs: jax.Array, ys: jax.Array) -> jax.Array:
-    """sum over the leading axis of || x/||x|| - y/||y|| ||, norms over all else, the batch too.
-    Where x and y have one direction the gradient is 0, as in torch."""
+    """The sum over the leading axis of || x/||x|| - y/||y|| ||, with norms over all other axes,
+    batch included. If x and y have the same direction the gradient is 0, as in torch."""
 
     def direction(x):
         axes = tuple(range(1, x.ndim))
@@ -152,7 +152,7 @@ DISTILLATIONS: dict[str, Distillation] = {
 
 @dataclasses.dataclass(frozen=True)
 class TaskTeacher:
-    """A frozen finetuned model and what is learned from it.
+    """A frozen finetuned model and the distillation from it.
 
     dropout: whether its dropout is active, as in BiT's GLUE runs (BiBERT's teacher has none).
     """
@@ -164,7 +164,7 @@ class TaskTeacher:
     looks_at = _LOOKS_AT
 
     def __call__(self, params: Any, batch: Batch, key: jax.Array) -> Behaviour:
-        """Its behaviour on a batch, a constant for the gradient."""
+        """The teacher's behaviour on a batch, without gradient."""
         dropout_key = key if self.dropout else None
         return jax.lax.stop_gradient(behaviour(self.model, params, batch, dropout_key))
 
@@ -177,8 +177,8 @@ class TaskTeacher:
         batch: Batch,
         counts: ClassificationCounts,
     ):
-        """The distillation's terms instead of the objective's own loss. Terms are means over the
-        rows of a batch, so a micro-batch has its share of them."""
+        """Replaces the objective's loss by the distillation's. Its terms are means over the rows of
+        a batch, so a micro-batch contributes its share."""
         ours = _behaviour(output, variables, self.model.config.heads)
         share = batch["labels"].size / counts.rows
         terms = self.distillation(ours, targets, batch["labels"])

@@ -1,14 +1,15 @@
-"""Which arithmetic multiplies codes, and which makes gradients: the one place that decides.
+"""Chooses the arithmetic of products of codes, forward, and of gradients, backward.
 
 Codes are small integers, so int8 (accumulated in int32), bfloat16 (accumulated in float32) and
 float32 give the same product; the choice is one of speed. In the backward pass one operand is a
-cotangent, which bfloat16 rounds to 8 bits, and the other a code, exact in bfloat16, or, where the
-scale is not one number (rows of BiBERT's weights, offsets of several bits), a value that is rounded
-too. Gradients of arrays differ by less than 1 %, those of scales, sums that nearly cancel, by a
-few; a float32 mode is there for those who compare. On a TPU it needs `jax_default_matmul_precision`
-"highest" as well: without, float32 arrays are multiplied in one pass of bfloat16.
+cotangent, which bfloat16 rounds to 8 bits. The other is a code, exact in bfloat16, or a value,
+which is rounded too, if the scale is not a scalar or comes with an offset (rows of BiBERT's
+weights, several unsigned bits). Gradients of arrays differ by less than 1 %, those of scales, sums
+that nearly cancel, by a few percent; the mode "float32" is for comparisons. On a TPU it also needs
+`jax_default_matmul_precision` "highest": by default a TPU multiplies float32 arrays in one bfloat16
+pass.
 
-"auto" is decided for the platform that a program is compiled for, by what was measured there:
+"auto" selects by the platform that a program is compiled for, from measurements there:
 
 ===========================  =========  =================  ========
 platform                     linears    attention          gradient
@@ -21,7 +22,7 @@ CPU with AVX VNNI            int8       int8               float32
 other CPUs, other platforms  float32    float32            float32
 ===========================  =========  =================  ========
 
-Attention multiplies narrow heads in batches, transposed, and TPUs transpose int8 arrays slowly.
+Attention is a batched product of narrow, transposed heads, and TPUs transpose int8 arrays slowly.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from typing import Any
 import jax
 import numpy as np
 
-# "simulated" multiplies quantised values instead of codes, as binarisation usually is written.
+# "simulated" multiplies quantised values instead of codes, as most implementations do.
 COMPUTE_MODES = ("auto", "int8", "bfloat16", "float32", "simulated")
 BACKWARD_MODES = ("auto", "bfloat16", "float32")
-PLATFORMS = ("cpu", "cuda", "tpu")  # those that "auto" knows
+PLATFORMS = ("cpu", "cuda", "tpu")  # on which "auto" has a choice; elsewhere it is float32
 
 
 def check_modes(compute: str, backward: str) -> None:
-    """Raises: ValueError for a mode that does not exist."""
+    """Raises: ValueError for an unknown mode."""
     for name, mode, modes in (
         ("compute", compute, COMPUTE_MODES),
         ("backward", backward, BACKWARD_MODES),
@@ -51,19 +52,19 @@ def check_modes(compute: str, backward: str) -> None:
 
 
 def widened(dtype: Any) -> np.dtype:
-    """float32, or the type itself where it is wider: of scales, statistics, sums and logits."""
-    return np.promote_types(dtype, np.float32)  # JAX's own would refuse under strict promotion
+    """The wider of the type and float32: the type of scales, statistics, sums and logits."""
+    return np.promote_types(dtype, np.float32)  # JAX's own function raises under strict promotion
 
 
 def forward_mode(platform: str, batched: bool) -> str:
-    """What compute="auto" is there; batched: whether the product has batch dimensions."""
+    """The mode of compute="auto"; batched: whether the product has batch dimensions."""
     if platform in ("tpu", "cuda"):
         return "bfloat16" if batched else "int8"
     return _of_cpu()[0] if platform == "cpu" else "float32"
 
 
 def backward_mode(platform: str) -> str:
-    """What backward="auto" is there."""
+    """The mode of backward="auto"."""
     if platform in ("tpu", "cuda"):
         return "bfloat16"
     return _of_cpu()[1] if platform == "cpu" else "float32"
@@ -71,7 +72,7 @@ def backward_mode(platform: str) -> str:
 
 @functools.cache
 def _of_cpu() -> tuple[str, str]:
-    """This machine's arithmetic, forward and backward; says once if there is no fast one."""
+    """The modes of this machine's CPU, forward and backward; warns once if it has no fast one."""
     flags = _cpu_flags()
     if "amx_int8" in flags:
         return "int8", "bfloat16"
@@ -79,7 +80,7 @@ def _of_cpu() -> tuple[str, str]:
         return "bfloat16", "bfloat16"
     if flags & {"avx512_vnni", "avx_vnni"}:
         return "int8", "float32"
-    if jax.default_backend() == "cpu":  # on the host of an accelerator it does not matter
+    if jax.default_backend() == "cpu":  # irrelevant on the host of an accelerator
         warnings.warn(
             "this CPU has no fast arithmetic for 1-bit products (AMX, AVX512-BF16 or VNNI): they "
             "are made in float32, with the same results",
@@ -89,7 +90,7 @@ def _of_cpu() -> tuple[str, str]:
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Instruction sets as Linux names them; none elsewhere."""
+    """Instruction sets by their Linux names; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,9 +1,9 @@
 """`binary_dot_general`: the only place where quantised operands are multiplied.
 
-Forward: both operands are quantised, their *codes* are multiplied (exactly: sums of products of
-small integers), and the scales are applied once to the result. Backward: straight-through, from
-what each quantizer keeps (`quantizers.py`): for 1-bit signed activations and weights one byte an
-element, never the float operand. `arithmetic.py` says in which arithmetic both are done.
+Forward: quantises both operands, multiplies their *codes* (exact: sums of products of small
+integers), and applies the scales once to the result. Backward: straight-through, from the residuals
+of the quantizers (`quantizers.py`): for 1-bit signed activations and weights one byte per element,
+never the float operand. `arithmetic.py` chooses the arithmetic of both.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from bipft_jax.quantization.products import (
 )
 from bipft_jax.quantization.quantizers import ElasticUnsigned, Encoded, Quantizer, quantize, total
 
-# The name of kept codes, for policies of `jax.checkpoint`.
+# The checkpoint name of the codes kept for the backward pass, for policies of `jax.checkpoint`.
 CODES = "codes"
 
 
 class Placement(NamedTuple):
-    """How the right operand is split over the mesh that `jax.set_mesh` has set: as it is stored,
-    and as it is multiplied. Between the two its *codes* travel, one byte each, in both passes; its
-    gradient comes back as it is stored."""
+    """Sharding of the right operand over the mesh of `jax.set_mesh`: where it is stored and where
+    it is used. In both passes its *codes* are transferred between the two, one byte per element;
+    its gradient has the stored sharding."""
 
     stored: PartitionSpec
     used: PartitionSpec
@@ -58,25 +58,25 @@ def binary_dot_general(
     """`lax.dot_general` of two arrays that are quantised first.
 
     Arguments:
-      lhs, rhs: float arrays; a product of unquantised operands is made in lhs's dtype.
-      dimension_numbers: as `lax.dot_general` takes them.
-      lhs_quantizer, rhs_quantizer: rows of the quantizer table; None leaves an operand as it is
-        (then the product is made in lhs's dtype, accumulated in float32 or wider).
-      lhs_scale, rhs_scale: learned scalar scales, for the quantizers that have one.
-      lhs_heads, rhs_heads: if not 0, that operand comes as [B, S, heads * d] and is multiplied as
+      lhs, rhs: float arrays.
+      dimension_numbers: as for `lax.dot_general`.
+      lhs_quantizer, rhs_quantizer: rows of the quantizer table; None leaves an operand unquantised
+        (the product is then computed in lhs's dtype, accumulated in float32 or wider).
+      lhs_scale, rhs_scale: learned scalar scales, for quantizers that have one.
+      lhs_heads, rhs_heads: if not 0, that operand is [B, S, heads * d] and is multiplied as
         [B, heads, S, d], to which the dimension numbers refer.
-      rhs_placement: of the right operand, if it is gathered to be multiplied.
-      compute: arithmetic of the product of codes, one of `arithmetic.COMPUTE_MODES`. The results
-        are the same in all of them while sums stay below 2^24. "simulated" multiplies the
-        quantised *values* in lhs's dtype and keeps them for the backward pass, as binarisation
-        usually is written: for comparison.
-      backward: arithmetic of the two products of the backward pass where both operands are
-        quantised, one of `arithmetic.BACKWARD_MODES`; "float32" means the cotangent's own type.
+      rhs_placement: of the right operand, if it is gathered before the product.
+      compute: arithmetic of the product of codes, one of `arithmetic.COMPUTE_MODES`. All give the
+        same result while sums stay below 2^24. "simulated" multiplies the quantised *values* in
+        lhs's dtype and keeps them for the backward pass, as most implementations do: for
+        comparison.
+      backward: arithmetic of the two products of the backward pass if both operands are quantised,
+        one of `arithmetic.BACKWARD_MODES`; "float32" means the cotangent's own type.
 
-    Returns: the product, in lhs's dtype, dimensions ordered as by `lax.dot_general`.
+    Returns: the product, in lhs's dtype, dimensions in the order of `lax.dot_general`.
 
-    Raises: ValueError for an unknown `compute` or `backward`, or a rhs quantizer that needs an
-      offset (unsigned, more than one bit), which only the left operand may have.
+    Raises: ValueError for an unknown `compute` or `backward`, or a rhs quantizer with an offset
+      (unsigned, more than one bit), which only the left operand may have.
     """
     if isinstance(rhs_quantizer, ElasticUnsigned) and rhs_quantizer.bits > 1:
         raise ValueError(f"{rhs_quantizer} has an offset: only the left operand may be unsigned")
@@ -112,7 +112,7 @@ def binary_dot_general(
 
 
 class _Static(NamedTuple):
-    """What the compiled program depends on beside shapes."""
+    """Static arguments of the compiled program."""
 
     lhs_quantizer: Quantizer | None
     rhs_quantizer: Quantizer | None
@@ -133,7 +133,7 @@ def _binary_dot(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
 def _forward(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
     kept_left = kept_for_backward(lhs, lhs_scale, static.lhs_quantizer)
     kept_right = kept_for_backward(rhs, rhs_scale, static.rhs_quantizer)
-    # Codes are made from what is kept: else compilers write both to memory.
+    # Restores the codes from the residuals: else compilers write both to memory.
     left = _restored(kept_left, lhs_scale, static.lhs_quantizer)
     right = _restored(kept_right, rhs_scale, static.rhs_quantizer)
     right = _gathered(right, static.rhs_placement)
@@ -155,14 +155,14 @@ def _backward(numbers, static, kept, cotangent):
         _gathered(right_array, placement),
         numbers,
         (static.lhs_heads, static.rhs_heads),
-        # What is not quantised keeps its precision.
+        # Unquantised operands keep their precision.
         static.backward if coded else "float32",
     )
     to_left, to_right = to_left.astype(static.lhs_dtype), to_right.astype(static.rhs_dtype)
     if placement is not None:
         to_right = jax.lax.with_sharding_constraint(to_right, placement.stored)
-    # <cotangent, left right> = <to_left, left> = <to_right, right>: both scales' gradients need it,
-    # and it is read off the smaller operand.
+    # <cotangent, left right> = <to_left, left> = <to_right, right>: the gradients of both scales
+    # need it, and the smaller operand gives it at the lower cost.
     if left_array.size < right_array.size:
         inner = total(to_left, left_array)
     else:
@@ -180,7 +180,7 @@ _binary_dot.defvjp(_forward, _backward)
 
 
 def kept_for_backward(x, scale, quantizer):
-    """What an operand leaves for the backward pass; its codes have the name `CODES`."""
+    """The residual of an operand for the backward pass, its codes named `CODES`."""
     if quantizer is None:
         return x
     residual = quantizer.residual(x, scale, quantizer.encode(x, scale))
@@ -194,18 +194,18 @@ def _restored(residual, scale, quantizer) -> Encoded | jax.Array:
 
 
 def _gathered(operand, placement: Placement | None):
-    """A right operand, or its codes, where it is multiplied."""
+    """The right operand, or its codes, with the sharding of its use."""
     if isinstance(operand, Encoded):
         return operand._replace(codes=_gathered(operand.codes, placement))
-    # Both places are said: else codes may be made where they are used, of gathered weights.
+    # Constrains both shardings: else XLA may gather the float weights and encode them afterwards.
     for spec in placement or ():
         operand = jax.lax.with_sharding_constraint(operand, spec)
     return operand
 
 
 def _factor(operand, dtype):
-    """An operand as (array, scalar): codes, which are exact in any float type, and their scale
-    where that is one number; else the values, and 1."""
+    """An operand as (array, scalar): its codes, exact in any float type, and their scale if that is
+    a scalar without offset; else its values, and 1."""
     if not isinstance(operand, Encoded):
         return operand.astype(dtype), 1.0
     if operand.offset is None and operand.scale.ndim == 0:
@@ -250,8 +250,8 @@ def _multiply(left, right, numbers, static: _Static, dtype: Any) -> jax.Array:
 
 
 def _lhs_to_output(scale: jax.Array, numbers: Numbers, ndims: tuple[int, int]):
-    """A left operand's scale (scalar, or its shape with 1 at the contracted axes), shaped to
-    broadcast over the product: [batch..., left free..., right free...]."""
+    """The scale of the left operand (scalar, or the operand's shape with 1 at contracted axes),
+    reshaped to broadcast over the product [batch..., left free..., right free...]."""
     if scale.ndim == 0:
         return scale
     (contract, other_contract), (batch, _) = numbers

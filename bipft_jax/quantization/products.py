@@ -1,9 +1,9 @@
-"""Products of codes, and of codes with cotangents, in the arithmetic that `arithmetic.py` names.
+"""Products of codes, and of codes with cotangents, in the arithmetic that `arithmetic.py` chooses.
 
-`Numbers` are the dimension numbers of `lax.dot_general`. Operands of attention come as
-[batch, positions, heads * width] and are multiplied as [batch, heads, positions, width]: they are
-split only here, after quantisation and in the type that is multiplied, because a TPU transposes the
-int8 arrays and masks that codes are made from slowly.
+`Numbers` are the dimension numbers of `lax.dot_general`. Operands of attention are
+[batch, positions, heads * width] and are multiplied as [batch, heads, positions, width]. They are
+split into heads only here, after quantisation and in the type of the product, because TPUs
+transpose int8 arrays and masks slowly.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _TYPES = {"int8": jnp.int8, "bfloat16": jnp.bfloat16}
 def float_product(
     left: jax.Array, right: jax.Array, numbers: Numbers, heads: tuple[int, int], dtype: Any
 ) -> jax.Array:
-    """The product of two arrays, turned into one float type; accumulated, and returned, in float32
+    """The product of two arrays, both cast to one float type; accumulated, and returned, in float32
     or wider.
 
-    heads: into how many each operand's last axis is split, 0 for not.
+    heads: number of heads into which the last axis of each operand is split; 0 for no split.
     """
     left, right = left.astype(dtype), right.astype(dtype)
     return _accumulated(split_heads(left, heads[0]), split_heads(right, heads[1]), numbers)
@@ -46,7 +46,8 @@ def code_product(
 ) -> jax.Array:
     """The product of two int8 arrays of codes, the same in every mode.
 
-    heads: as in `float_product`. wide: float32 or float64, of the result and of the mode "float32".
+    heads: as in `float_product`. wide: type of the result and of the mode "float32", float32 or
+    float64.
     """
 
     def in_mode(mode: str) -> Callable[..., jax.Array]:
@@ -89,19 +90,19 @@ def cotangent_products(
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
-    """[B, S, heads * d] -> [B, heads, S, d]; x as it is for 0 heads."""
+    """[B, S, heads * d] -> [B, heads, S, d]; returns x unchanged for 0 heads."""
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) if heads else x
 
 
 def _accumulated(left: jax.Array, right: jax.Array, numbers: Numbers) -> jax.Array:
-    """The product of two arrays of one type, in a type that its sums fit in."""
+    """The product of two arrays of one type: int32 for int8, else float32 or wider."""
     exact = left.dtype == jnp.int8
     wide = jnp.int32 if exact else widened(left.dtype)
     return lax.dot_general(left, right, numbers, preferred_element_type=wide)
 
 
 def _split_as(dtype: Any, x: jax.Array, heads: int) -> jax.Array:
-    """`split_heads` of x in another type; without the barrier compilers convert afterwards."""
+    """`split_heads` of x cast to a type; without the barrier compilers cast after the split."""
     x = x.astype(dtype)
     return split_heads(lax.optimization_barrier(x), heads) if heads else x
 
@@ -112,7 +113,7 @@ def _merged(x: jax.Array, heads: int) -> jax.Array:
 
 
 def _chosen(mode: str, best: Callable[[str], str], in_mode: Callable, *operands):
-    """in_mode(mode)(*operands); for "auto", the best mode of the platform that is compiled for."""
+    """in_mode(mode)(*operands); for "auto", with the best mode of the target platform."""
     if mode != "auto":
         return in_mode(mode)(*operands)
     branches = {platform: in_mode(best(platform)) for platform in PLATFORMS}
@@ -143,14 +144,14 @@ def _transposed(cotangent, left, right, numbers):
 
 
 def _cotangent_of(own: _Side, other: _Side, cotangent: jax.Array) -> jax.Array:
-    """The product of cotangent and other operand, in the axes of the own operand.
+    """The cotangent of the own operand: the product of `cotangent` and the other operand.
 
-    Written out, because autodiff's own product for the right operand comes out transposed, and XLA
-    on CPU then leaves its fast matrix product (a linear layer's backward pass took 3 times as
-    long). The two factors are multiplied in the order that needs no transpose, if there is one.
+    Written out, because autodiff gives the cotangent of the right operand as a transposed product,
+    for which XLA on CPU does not use its fast matrix product (a linear layer's backward pass took 3
+    times as long). The order of the factors avoids a transpose of the result where possible.
     """
     batch_in_product = tuple(range(len(own.batch)))
-    # The contracted axes come out in the order that they have in the other operand.
+    # The product has the contracted axes in their order in the other operand.
     order = sorted(range(len(own.contract)), key=other.contract.__getitem__)
     contract = tuple(own.contract[i] for i in order)
     axes = (*own.batch, *contract, *own.free)
@@ -167,7 +168,7 @@ def _mixed_product(codes: jax.Array, cotangent: jax.Array, numbers: Numbers) -> 
     """The product of codes with a cotangent, in the cotangent's type.
 
     In bfloat16 a CPU is fast only if the left operand contracts its last axis (twice as fast, for a
-    linear layer's kernel); there the codes are transposed first, as bytes.
+    linear layer's kernel), so on a CPU the codes are transposed first, as bytes.
     """
 
     def plain(codes, cotangent):
@@ -191,8 +192,8 @@ def _matrix(x: jax.Array) -> jax.Array:
 
 
 def _transpose_in_blocks(x: jax.Array, block: int = 32) -> jax.Array:
-    """x.T, in a form that XLA does not take for a transpose: it would fold that into the product
-    again. Blocks of at most 32 x 32, as large as the shape's factors allow."""
+    """x.T, in a form that XLA does not recognise as a transpose, which it would fold into the
+    product again. Blocks are as large as the shape's factors allow, at most 32 x 32."""
     rows, columns = x.shape
     down, across = math.gcd(rows, block), math.gcd(columns, block)
     blocks = x.reshape(rows // down, down, columns // across, across)
@@ -200,5 +201,5 @@ def _transpose_in_blocks(x: jax.Array, block: int = 32) -> jax.Array:
 
 
 def free_axes(ndim: int, contract: tuple[int, ...], batch: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes that are neither contracted nor of the batch."""
+    """The axes that are neither contracted nor batch axes."""
     return tuple(i for i in range(ndim) if i not in contract and i not in batch)

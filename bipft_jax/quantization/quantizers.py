@@ -1,4 +1,4 @@
-"""The table of quantizers: every way this project turns a float array into few-bit codes.
+"""The table of quantizers: every function of this project from float arrays to few-bit codes.
 
 ========================  ==========================  =======================  ====================
 quantizer (paper)         q(x) = codes * scale        dq/dx, dq/dscale          scale
@@ -21,18 +21,16 @@ quantizer (paper)         q(x) = codes * scale        dq/dx, dq/dscale          
 (BiBERT, "bool")
 ========================  ==========================  =======================  ====================
 
-Everywhere sgn(0) = 0, rnd rounds half to even, and the gradient of a learned scale is multiplied by
-1 / sqrt(N * Qp), N being the number of elements of x (the *global* array under `jax.jit`). A
-learned scale at or below `SMALLEST_SCALE` acts as `SMALLEST_SCALE`. SPEC sections 1.1 to
-1.4 and 4.1 give the same in the references' terms; `b` is the number of bits, Qn..Qp the integer
-range.
+`b` is the number of bits, Qn..Qp the integer range. sgn(0) = 0, rnd rounds half to even. The
+gradient of a learned scale is multiplied by 1 / sqrt(N * Qp), N the number of elements of x (of the
+*global* array under `jax.jit`). A learned scale at or below `SMALLEST_SCALE` acts as
+`SMALLEST_SCALE`. SPEC sections 1.1 to 1.4 and 4.1 give the same in the references' terms.
 
 A quantizer is a frozen dataclass (hashable: it can be a static argument) with these methods:
-`encode` (forward) and, for the backward pass, `residual` (what to keep), `restore` (codes again
-from what was kept) and `pullback` (the straight-through rule: from the cotangent g of the values
-and `inner`, the sum of g * codes, to the cotangents of x and scale); `initial_scale` if its scale
-is learned; `lookup` if it is for embedding tables.
-`None` in the place of a quantizer means "not quantised".
+`encode` (forward); for the backward pass `residual` (the array to keep), `restore` (from it, the
+codes) and `pullback` (the straight-through rule: from the cotangent g of the values and `inner`,
+the sum of g * codes, to the cotangents of x and scale); `initial_scale` if its scale is learned;
+`lookup` if it quantises embedding tables. `None` instead of a quantizer means "not quantised".
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ class Encoded(NamedTuple):
     offset: jax.Array | None = None
 
     def value(self, dtype: Any) -> jax.Array:
-        """The float array that the codes stand for."""
+        """The quantised values, codes * scale + offset."""
         scale_type = self.scale.dtype
         value = self.codes.astype(scale_type) * self.scale
         if self.offset is not None:
@@ -72,7 +70,7 @@ class Encoded(NamedTuple):
 
 
 def _scale_type(x: jax.Array) -> Any:
-    """Scales and their gradients are at least float32, whatever the activations are."""
+    """The type of scales and their gradients: at least float32, whatever the type of x."""
     return widened(x.dtype)
 
 
@@ -90,8 +88,8 @@ class MeanBinarizer:
     def encode(self, x: jax.Array, scale: None = None, *, whole: jax.Array | None = None):
         """codes sgn(x - mean(x)), scale mean|x|.
 
-        whole: the tensor whose mean (and, without per_row, magnitude) is meant where x is only some
-          of its rows.
+        whole: if x is only some rows of a tensor, that tensor, which gives the mean (and, without
+          per_row, the magnitude).
         """
         wide = x.astype(_scale_type(x))
         whole = wide if whole is None else whole.astype(wide.dtype)
@@ -106,15 +104,15 @@ class MeanBinarizer:
         return encoded
 
     def restore(self, residual: Any, scale: None) -> Encoded:
-        """The codes, as they were kept."""
+        """The residual, which is already encoded."""
         return residual
 
     def pullback(self, residual: Any, scale: None, cotangent: jax.Array, inner):
-        """Identity: no window, and nothing flows through the centre or the scale."""
+        """Identity: no window, and no gradient through the centre or the scale."""
         return cotangent, None
 
     def lookup(self, rows: jax.Array, table: jax.Array) -> jax.Array:
-        """Some rows of a table, binarised as the whole table would be (SPEC 1.6)."""
+        """Some rows of a table, binarised like the whole table (SPEC 1.6)."""
         return binarize_rows(rows, table, self)
 
 
@@ -152,15 +150,15 @@ class ElasticSigned:
         return Encoded(_clip(levels, self.lowest, self.highest).astype(jnp.int8), scale)
 
     def residual(self, x: jax.Array, scale: jax.Array, encoded: Encoded) -> Any:
-        """One bit: one int8 an element, the code where x is inside the window and twice the code
-        outside (x = 0, the only element with code 0, is inside). More bits: x itself, because the
-        scale's gradient needs x/scale."""
+        """One bit: int8, the code where x is inside the window and twice the code outside (x = 0,
+        the only element with code 0, is inside). More bits: x itself, because the scale's gradient
+        needs x/scale."""
         if self.bits > 1:
             return x
         return _marked(encoded.codes, jnp.abs(x.astype(encoded.scale.dtype)) <= encoded.scale)
 
     def restore(self, residual: Any, scale: jax.Array) -> Encoded:
-        """The codes again, from `residual`."""
+        """The codes, from `residual`."""
         if self.bits > 1:
             return self.encode(residual, scale)
         return Encoded(jnp.sign(residual), clamped(scale, scale))
@@ -183,8 +181,8 @@ class ElasticSigned:
 @dataclasses.dataclass(frozen=True)
 class ElasticUnsigned:
     """Non-negative activations (attention probabilities, ReLU outputs) with a learned scalar
-    scale (SPEC 1.3). For more than one bit the whole tensor's minimum is subtracted first and
-    added back; it is a constant for the gradient."""
+    scale (SPEC 1.3). For more than one bit the minimum of the whole tensor is subtracted first and
+    added back, without gradient."""
 
     bits: int = 1
     learned_scale = True
@@ -198,13 +196,13 @@ class ElasticUnsigned:
         return 2**self.bits - 1
 
     def initial_scale(self, x: jax.Array) -> jax.Array:
-        """4 mean|x| / sqrt(Qp) from the first batch, x before the minimum is subtracted."""
+        """4 mean|x| / sqrt(Qp) from the first batch, of x before subtracting the minimum."""
         magnitude = jnp.mean(jnp.abs(x.astype(_scale_type(x))))
         return magnitude * (4.0 / math.sqrt(self.highest))
 
     def encode(self, x: jax.Array, scale: jax.Array) -> Encoded:
         """codes 1[x > scale/2] for one bit (rnd(0.5) = 0), else clip(rnd((x - min)/scale), 0, Qp).
-        Eight-bit codes 0..255 are stored minus 128, which the offset gives back."""
+        Eight-bit codes 0..255 are stored minus 128, which the offset compensates."""
         scale = clamped(scale, x)
         wide = x.astype(scale.dtype)
         if self.bits == 1:
@@ -219,7 +217,7 @@ class ElasticUnsigned:
         return x
 
     def restore(self, residual: Any, scale: jax.Array) -> Encoded:
-        """The codes again, from x."""
+        """The codes, from x."""
         return self.encode(residual, scale)
 
     def pullback(self, residual: Any, scale: jax.Array, cotangent: jax.Array, inner):
@@ -241,7 +239,7 @@ class ElasticUnsigned:
 class RowBinarizer:
     """1-bit weights around the mean of each row (SPEC 4.1).
 
-    axis: the axis along which a row lies; every index of the other axis has a centre and a scale.
+    axis: the axis along a row; every index of the other axis has a centre and a scale.
     """
 
     axis: int
@@ -255,7 +253,7 @@ class RowBinarizer:
         return Encoded(jnp.sign(wide - center).astype(jnp.int8), magnitude)
 
     def residual(self, x: jax.Array, scale: None, encoded: Encoded) -> Encoded:
-        """One int8 an element, twice the code outside the window, and the scales."""
+        """int8 codes, doubled outside the window, and the scales."""
         wide = x.astype(_scale_type(x))
         inside = jnp.abs(wide - jnp.mean(wide, axis=self.axis, keepdims=True)) <= 1
         return encoded._replace(codes=_marked(encoded.codes, inside))
@@ -265,12 +263,12 @@ class RowBinarizer:
         return residual._replace(codes=jnp.sign(residual.codes))
 
     def pullback(self, residual: Encoded, scale: None, cotangent: jax.Array, inner):
-        """t = g inside the window, then through the centring: t - mean of t over the row."""
+        """dL/dx = t - mean of t over the row (centring); t = g inside the window, else 0."""
         passed = _masked(jnp.abs(residual.codes) <= 1, cotangent)
         return passed - jnp.mean(passed, axis=self.axis, keepdims=True), None
 
     def lookup(self, rows: jax.Array, table: jax.Array) -> jax.Array:
-        """Some rows (axis 1) of a table, binarised as the whole table would be."""
+        """Some rows (axis 1) of a table, binarised like the whole table."""
         return quantize(rows, None, self)
 
 
@@ -278,8 +276,8 @@ class RowBinarizer:
 class SignBinarizer:
     """sgn(x) without a scale (SPEC 4.1).
 
-    window_includes_ends: whether the gradient passes at |x| = 1 (BiBERT's linears) or not (its
-    attention).
+    window_includes_ends: whether the gradient passes at |x| = 1: True for BiBERT's linears, False
+    for its attention.
     """
 
     window_includes_ends: bool
@@ -290,7 +288,7 @@ class SignBinarizer:
         return Encoded(jnp.sign(x).astype(jnp.int8), jnp.ones((), _scale_type(x)))
 
     def residual(self, x: jax.Array, scale: None, encoded: Encoded) -> Encoded:
-        """One int8 an element, twice the code outside the window."""
+        """int8 codes, doubled outside the window."""
         inside = jnp.abs(x) <= 1 if self.window_includes_ends else jnp.abs(x) < 1
         return encoded._replace(codes=_marked(encoded.codes, inside))
 
@@ -314,7 +312,7 @@ class StepBinarizer:
         return Encoded((x > 0).astype(jnp.int8), jnp.ones((), _scale_type(x)))
 
     def residual(self, x: jax.Array, scale: None, encoded: Encoded) -> Encoded:
-        """One int8 an element: 2 is added to the code outside the window."""
+        """int8 codes, plus 2 outside the window."""
         outside = (jnp.abs(x) >= 1).astype(jnp.int8)
         return encoded._replace(codes=encoded.codes + 2 * outside)
 
@@ -338,7 +336,7 @@ def quantize(x: jax.Array, scale: jax.Array | None, quantizer: Quantizer) -> jax
 
     Arguments:
       x: float array.
-      scale: the learned scalar scale, float32; None for a quantizer that computes its own.
+      scale: the learned scalar scale, float32; None for a quantizer that learns none.
       quantizer: a row of the table above.
 
     Returns: codes * scale + offset, shape and dtype of x.
@@ -362,14 +360,14 @@ quantize.defvjp(_quantize_forward, _quantize_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def binarize_rows(rows: jax.Array, table: jax.Array, quantizer: MeanBinarizer) -> jax.Array:
-    """Looked-up rows of an embedding table, binarised as the quantizer would binarise the whole
-    table (SPEC 1.6), without binarising the other rows.
+    """Rows of an embedding table, binarised like the whole table (SPEC 1.6), without binarising the
+    other rows.
 
     Arguments:
       rows: float [n, features], some rows of the table.
       table: float [vocab, features].
 
-    Returns: [n, features]; gradient: the identity to rows, nothing to table.
+    Returns: [n, features]; gradient: the identity for rows, none for the table.
     """
     return quantizer.encode(rows, whole=table).value(rows.dtype)
 
@@ -389,9 +387,9 @@ def _check_bits(quantizer: ElasticSigned | ElasticUnsigned) -> None:
 
 
 def clamped(scale: jax.Array, x: jax.Array) -> jax.Array:
-    """A learned scale as it acts on x: not below `SMALLEST_SCALE`, float32 or wider."""
+    """The learned scale that acts on x: at least `SMALLEST_SCALE`, float32 or wider."""
     scale = scale.astype(_scale_type(x))
-    # A NaN scale (not yet initialised, or diverged) stays NaN, and so is every gradient through it.
+    # A NaN scale (not initialised, or diverged) stays NaN, and makes every gradient through it NaN.
     return jnp.where(scale <= SMALLEST_SCALE, jnp.asarray(SMALLEST_SCALE, scale.dtype), scale)
 
 
@@ -405,8 +403,8 @@ def _window_and_slope(ratio: jax.Array, lowest: int, highest: int):
 
 
 def _marked(codes: jax.Array, inside: jax.Array) -> jax.Array:
-    """Codes -1, 0, 1 and whether each element is inside the window, in one int8 an element: twice
-    the code where it is outside (an element with code 0 is always inside)."""
+    """Codes -1, 0, 1 and the mask of the window in one int8 per element: the code is doubled
+    outside the window (an element with code 0 is always inside)."""
     return jnp.where(inside, codes, codes + codes)
 
 
@@ -415,7 +413,7 @@ def _masked(inside: jax.Array, cotangent: jax.Array) -> jax.Array:
 
 
 def scale_gradient(along, size: int, highest: int, scale: jax.Array) -> jax.Array:
-    """along / sqrt(N Qp): along is the gradient's sum over all elements, size is N."""
+    """along / sqrt(N Qp). along: the gradient summed over all elements; size: N."""
     return (along / math.sqrt(size * highest)).astype(scale.dtype)
 
 

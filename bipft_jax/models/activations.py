@@ -1,4 +1,4 @@
-"""Activation functions by the names that recipes use."""
+"""Activation functions, by their names in recipes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from bipft_jax.quantization.arithmetic import widened
 
-# The name of what is kept, for policies of `jax.checkpoint`.
+# The checkpoint name of the kept input, for policies of `jax.checkpoint`.
 ACTIVATION_INPUT = "activation_input"
 
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """x * Phi(x), Phi the normal distribution function (erf form; Hendrycks & Gimpel 2016,
-    arXiv:1606.08415). Keeps x alone for the backward pass, where autodiff keeps four arrays."""
+    arXiv:1606.08415). Keeps only x for the backward pass; autodiff would keep four arrays."""
     wide = _wide(x)
     return (wide * _normal_distribution(wide)).astype(x.dtype)
 
@@ -34,8 +34,8 @@ def _wide(x):
 
 
 def _normal_distribution(x):
-    """By erf, as the references have it. `jax.nn.gelu` has erfc, whose relative error is small even
-    where the result is next to nothing, and which costs a TPU more than the product before it."""
+    """Uses erf, as the references do. `jax.nn.gelu` uses erfc, which is accurate even where the
+    result is almost 0, and costs a TPU more than the matrix product before it."""
     return 0.5 + 0.5 * jax.lax.erf(x * math.sqrt(0.5))
 
 

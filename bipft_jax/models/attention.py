@@ -1,4 +1,4 @@
-"""Binary self-attention with low-rank estimators of the binarisation residual polynomials.
+"""Binary self-attention, with low-rank estimators of the binarisation residual polynomials.
 
 Dimension letters: B batch, S queries, T keys, h heads, d head width, r estimator rank.
 """
@@ -18,17 +18,17 @@ from bipft_jax.quantization.arithmetic import widened
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import quantize
 
-# The name of queries, keys and values for policies of `jax.checkpoint`.
+# The checkpoint name of queries, keys and values, for policies of `jax.checkpoint`.
 PROJECTION = "projection"
 
-# Applied with `mutable=[STATISTICS]`, attention reports ATTENDED_KEYS: with how many keys a token
-# has a probability that is not quantised to 0, on average over tokens and heads. Where softmax is
-# nearly uniform no probability reaches the threshold, and binary attention is silently dead.
+# With `mutable=[STATISTICS]` attention reports ATTENDED_KEYS: the number of keys whose probability
+# is not quantised to 0, averaged over tokens and heads. Under a nearly uniform softmax no
+# probability reaches the threshold, and the context is silently 0.
 STATISTICS = "statistics"
 ATTENDED_KEYS = "attended_keys"
 
-# Applied with `mutable=[ATTENTION_MAPS]`, attention reports "scores", scaled and not yet masked,
-# and "probs", which multiply the values: [B, h, S, T] each.
+# With `mutable=[ATTENTION_MAPS]` attention reports "scores", scaled but not masked, and "probs",
+# the factors of the values: both [B, h, S, T].
 ATTENTION_MAPS = "attention_maps"
 
 
@@ -47,7 +47,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x_BxSxH: jax.Array, mask_BxT: jax.Array, deterministic: bool):
         """x: [B, S, H]; mask: [B, S], 1 at real tokens -> context [B, S, H].
 
-        Raises: ValueError for shapes that `fused_attention`, if asked for, does not take.
+        Raises: ValueError for shapes that `fused_attention`, if configured, does not support.
         """
         config, recipe = self.config, self.config.recipe
         dtype = jnp.dtype(config.dtype)
@@ -124,8 +124,8 @@ class SelfAttention(nn.Module):
         )
         if residual_BxSxT is not None:
             scores_BxhxSxT = scores_BxhxSxT + residual_BxSxT[:, None]
-        # From here to the codes of the probabilities in float32 or wider, as the fused kernel does:
-        # a softmax in bfloat16 flips about 1 % of these codes.
+        # float32 or wider up to the codes of the probabilities, as in the fused kernel: a softmax
+        # in bfloat16 flips about 1 % of these codes.
         wide = widened(dtype)
         scores_BxhxSxT = scores_BxhxSxT.astype(wide) / jnp.asarray(head_width**0.5, wide)
         self.sow(ATTENTION_MAPS, "scores", scores_BxhxSxT)

@@ -1,6 +1,6 @@
-"""Logical axes of weights and activations: what `training/sharding.py` lays on a device mesh.
+"""Logical axes of weights and activations, which `training/sharding.py` maps to a device mesh.
 
-Models name axes and know nothing of meshes. Outside of a mesh and its rules, names do nothing.
+Models name axes independently of any mesh. Outside a mesh and its rules, names have no effect.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEADS = "heads"  # all heads' channels together
 INTERMEDIATE = "intermediate"
 VOCABULARY = "vocabulary"
 
-# Of the kernels [in, out] by their module's name.
+# Axes of kernels [in, out], by the name of their module.
 KERNELS: dict[str, tuple[str | None, str | None]] = {
     "query": (HIDDEN, HEADS),
     "key": (HIDDEN, HEADS),
@@ -30,11 +30,11 @@ KERNELS: dict[str, tuple[str | None, str | None]] = {
     "pooler": (HIDDEN, None),
     "mlm_dense": (HIDDEN, None),
 }
-# Of embedding tables [rows, hidden]. Not split along `hidden`: the decoder would gather the whole
+# Axes of embedding tables [rows, hidden]. `hidden` is not split: the decoder would gather the whole
 # table, in float, at every update.
 EMBEDDINGS: dict[str, tuple[str | None, str | None]] = {"words": (VOCABULARY, None)}
-# Kernels and tables that are so small that every device has them whole: heads, BiPFT's estimators
-# (rank 1 or little more), low-rank products.
+# Kernels and tables small enough to replicate: heads, BiPFT's estimators (rank 1 or little more),
+# low-rank products.
 SMALL = (
     *("nsp", "classifier", "positions", "segments"),
     *("query_estimator", "key_estimator"),
@@ -44,11 +44,11 @@ SMALL = (
 
 
 def weight_axes(path: str) -> tuple[str | None, str | None] | None:
-    """The axes of a weight by its path ("/"-joined, an optimiser's moment's too), None for what
-    every device has whole: small weights, and all that is no kernel or table.
+    """The axes of a weight, or of its optimiser state, by its "/"-joined path; None for replicated
+    leaves: small weights, and all that are no kernel or table.
 
-    Raises: ValueError for a kernel or table that is in no list: so nothing large is whole on every
-      device because a name was forgotten.
+    Raises: ValueError for a kernel or table in none of the lists, so that a forgotten name does not
+      replicate a large weight.
     """
     *_, module, leaf = ("", *path.split("/"))
     if leaf not in ("kernel", "embedding") or module in SMALL:
@@ -62,7 +62,7 @@ def weight_axes(path: str) -> tuple[str | None, str | None] | None:
 
 
 def constrained(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x, placed as its axes say."""
+    """x, with a sharding constraint by its logical axes."""
     return nn.with_logical_constraint(x, axes)
 
 
@@ -71,20 +71,20 @@ def on_each_device(
     in_axes: Sequence[Sequence[str | None]],
     out_axes: Sequence[Sequence[str | None]],
 ) -> Callable[..., tuple[jax.Array, ...]]:
-    """The function of global arrays that works on each device's part of them by itself; the axes
-    are those of each operand and each result. Outside of a mesh the function as it is."""
+    """A function of global arrays that applies `function` to every device's part (`shard_map`).
+    in_axes, out_axes: logical axes of the operands and results. Outside a mesh: `function`."""
     if not _on_mesh():
         return function
     return jax.shard_map(
         function,
         in_specs=tuple(map(nn.logical_to_mesh_axes, in_axes)),
         out_specs=tuple(map(nn.logical_to_mesh_axes, out_axes)),
-        check_vma=False,  # kernels do not say over which axes their results vary
+        check_vma=False,  # kernels do not declare the mesh axes over which their results vary
     )
 
 
 def shards(axis: str) -> int:
-    """Into how many parts an axis is split; 1 outside of a mesh."""
+    """The number of parts into which an axis is split; 1 outside a mesh."""
     if not _on_mesh():
         return 1
     (names,) = nn.logical_to_mesh_axes((axis,))
@@ -93,13 +93,13 @@ def shards(axis: str) -> int:
 
 
 def kernel_axes(name: str | None) -> tuple[str | None, str | None]:
-    """The axes of a module's kernel; no name: of a layer used by itself."""
+    """The axes of a module's kernel; none for a layer without a name, used on its own."""
     return KERNELS.get(name, (None, None))
 
 
 def kernel_placement(name: str | None) -> Placement | None:
-    """Where a kernel is stored, and where it is multiplied: gathered along `HIDDEN`. None outside
-    of a mesh."""
+    """The shardings of a kernel: as stored, and as used, gathered along `HIDDEN`. None outside a
+    mesh."""
     if not _on_mesh():
         return None
     axes = kernel_axes(name)

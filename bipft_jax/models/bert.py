@@ -25,15 +25,15 @@ from bipft_jax.models.normalization import row_for
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.models.remat import saved
 
-# Of a batch: what every model takes, in this order.
+# Keys of a batch that every model takes, in this order.
 SEQUENCE_INPUTS = ("input_ids", "token_type_ids", "attention_mask")
 
-# Collections that a layer writes for whoever makes them mutable.
+# Collections that a layer writes if they are mutable.
 _REPORTED = ("calibration", "intermediates", STATISTICS, ATTENTION_MAPS)
 
 
 class PretrainingOutput(NamedTuple):
-    """What `BertForPreTraining` returns.
+    """The output of `BertForPreTraining`.
 
     mlm_logits: [B, P, vocab]; nsp_logits: [B, 2]; hidden_states: [layers + 1, B, S, H], the
     embedding output first.
@@ -45,7 +45,7 @@ class PretrainingOutput(NamedTuple):
 
 
 class ClassificationOutput(NamedTuple):
-    """What `BertForSequenceClassification` returns.
+    """The output of `BertForSequenceClassification`.
 
     logits: [B, classes]; hidden_states: [layers + 1, B, S, H], the embedding output first.
     """
@@ -61,7 +61,7 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool):
-        """x: [B, S, H], mask: [B, S] -> (y, y), y [B, S, H]: carry and output of a scan."""
+        """x: [B, S, H], mask: [B, S] -> (y, y), y [B, S, H]: carry and output of the scan."""
         config, recipe = self.config, self.config.recipe
 
         def dropout(y: jax.Array) -> jax.Array:
@@ -115,7 +115,7 @@ class Bert(nn.Module):
     config: BertConfig
 
     def setup(self):
-        """Declares the parameters; `words` is also the MLM decoder's."""
+        """Declares the submodules; `words` also decodes for the MLM head."""
         config = self.config
         dtype = jnp.dtype(config.dtype)
         table = functools.partial(
@@ -166,8 +166,8 @@ class Bert(nn.Module):
         return last, jnp.concatenate([x[None], after_layers]), jnp.tanh(pooled)
 
     def _segment_rows(self, token_type_ids: jax.Array) -> jax.Array:
-        """int [B, S] -> [B, S, H]. A product, not a lookup, whose gradient adds all tokens to two
-        rows one after another: on a GPU that was a third of an update."""
+        """int [B, S] -> [B, S, H]. A product, because the gradient of a lookup adds all tokens to
+        two rows sequentially: on a GPU that took a third of an update."""
         table = self.segments.embedding.astype(self.config.dtype)
         chosen = jax.nn.one_hot(token_type_ids, self.config.segment_types, dtype=table.dtype)
         return jnp.dot(chosen, table, precision=jax.lax.Precision.HIGHEST)

@@ -1,16 +1,17 @@
-"""Binary attention as one kernel each way, for TPUs: scores and probabilities stay on the chip.
+"""Binary attention as one Pallas kernel per pass, for TPUs: scores and probabilities stay on chip.
 
-XLA writes and reads arrays of [B, heads, S, S] several times a layer, and copies queries, keys and
-values to split them into heads. Here a program takes the codes of 128 channels (two heads of 64)
-of one sequence and makes everything between them and the context, or between its cotangent and
-those of queries, keys and values. What lies between is made as [keys, queries]: a sum over keys
-then adds registers, where one along a row would move numbers inside of them.
+XLA reads and writes arrays of [B, heads, S, S] several times per layer, and copies queries, keys
+and values to split them into heads. Here a program takes the codes of 128 channels (two heads of
+64) of one sequence and computes the context, or from its cotangent those of queries, keys and
+values. Its intermediate arrays are [keys, queries], so a sum over keys adds whole registers; a sum
+along a row would move numbers within registers.
 
 The mathematics is that of `attention.py` (SPEC 2.2) with the quantizers `SIGNED` and `UNSIGNED`.
-Softmax and everything elementwise are float32. On other platforms than TPUs the kernels are
+Softmax and elementwise operations are float32. On platforms other than TPUs the kernels are
 interpreted: slow, for tests.
 
-Dimension letters: B batch, S queries, T keys, h heads, H channels of all heads, C of a program.
+Dimension letters: B batch, S queries, T keys, h heads, H channels of all heads, C channels of a
+program.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from bipft_jax.quantization.quantizers import (
 SIGNED = ElasticSigned()  # of queries, keys and values
 UNSIGNED = ElasticUnsigned()  # of probabilities
 
-CHANNELS = 128  # of a program: the width of a TPU's registers
-_ROWS = 8  # their height
+CHANNELS = 128  # of a program: the number of lanes of a TPU register
+_ROWS = 8  # sublanes of a TPU register
 _VMEM_BYTES = 64 * 2**20  # of the 128 MiB that v5e and v6e have
 
 
@@ -55,8 +56,8 @@ class Scales(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """BiPFT-B's estimates, added to the scores of all heads, [B, S, T], and to the values of all
-    channels, [B, T]."""
+    """BiPFT-B's estimated residuals: of the scores, [B, S, T], shared by all heads, and of the
+    values, [B, T], shared by all channels."""
 
     scores: jax.Array
     values: jax.Array
@@ -70,10 +71,10 @@ class DropoutWords(NamedTuple):
 
 
 class Static(NamedTuple):
-    """What the compiled programs depend on beside shapes.
+    """Static arguments of the compiled programs.
 
-    dropout: rate, used if there are words. dtype: of the context. gradient_dtype: into which
-    cotangents are rounded to be multiplied.
+    dropout: rate, used if words are given. dtype: of the context. gradient_dtype: to which
+    cotangents are rounded for products.
     """
 
     heads: int
@@ -100,13 +101,13 @@ def fused_attention(
     Arguments:
       query, key, value: [B, S, H], float32 or bfloat16.
       mask: [B, T], 1 at real tokens.
-      dropout: rate, used if there are words.
-      backward: as `binary_dot_general` takes it; "auto" is what is best for TPUs.
+      dropout: rate, used if `words` is not None.
+      backward: as for `binary_dot_general`; "auto" is the mode for TPUs.
 
     Returns: context [B, S, H], in the type of the queries.
 
-    Raises: ValueError for shapes that the kernels are not written for: S must be a multiple of 128,
-      a head's width a divisor of 64, and a device's channels a multiple of 128.
+    Raises: ValueError for unsupported shapes: S must be a multiple of 128, a head's width a divisor
+      of 64, and the channels per device a multiple of 128.
     """
     _check_shapes(query.shape[1], query.shape[2], heads)
     mode = backward_mode("tpu") if backward == "auto" else backward
@@ -131,7 +132,7 @@ def _attention(query, key, value, mask, scales, residuals, words, static):
 
 
 def _forward(query, key, value, mask, scales, residuals, words, static):
-    operands = zip((query, key, value), scales, strict=False)  # probs have no codes to keep
+    operands = zip((query, key, value), scales, strict=False)  # probabilities keep no codes
     codes = tuple(kept_for_backward(x, scale, SIGNED) for x, scale in operands)
     operands = _operands(codes, mask, scales, residuals, words, static)
     (context,) = _on_each_device(_call_forward, operands, static, [_SLAB])
@@ -182,7 +183,7 @@ _AXES = {
 
 
 def _operands(codes, mask, scales, residuals, words, static: Static) -> dict[str, jax.Array]:
-    """What the kernels read, by name, laid out as they read it."""
+    """The inputs of the kernels by name, in the layout that they read."""
     query, key, value = codes
     lowest = float(jnp.finfo(static.dtype).min)
     operands = {
@@ -197,7 +198,7 @@ def _operands(codes, mask, scales, residuals, words, static: Static) -> dict[str
         operands["value_residual"] = residuals.values.astype(jnp.float32)[:, None]
     if words is not None:
         batch, heads, length = words.of_queries.shape
-        together = max(1, CHANNELS * heads // query.shape[2])  # heads of a program
+        together = max(1, CHANNELS * heads // query.shape[2])  # heads per program
         operands["query_words"] = words.of_queries.reshape(batch, -1, together, length)
         operands["key_words"] = words.of_keys[:, None]
     return operands
@@ -242,7 +243,7 @@ def _call_backward(operands, *, width: int, static: Static, interpret: bool):
     shapes.append(jax.ShapeDtypeStruct((batch, slabs, _ROWS, CHANNELS), jnp.float32))
     results = ["query", "key", "value", "sums"]
     if "score_residual" in operands:
-        # The same blocks for all of a sequence's programs: each adds to them.
+        # All programs of a sequence add to the same blocks.
         specs["of_scores"] = pl.BlockSpec((1, 1, length, length), lambda b, c: (0, b, 0, 0))
         specs["of_values"] = pl.BlockSpec((1, 1, length, 1), lambda b, c: (0, b, 0, 0))
         shapes.append(jax.ShapeDtypeStruct((1, batch, length, length), jnp.float32))
@@ -261,7 +262,7 @@ def _call_backward(operands, *, width: int, static: Static, interpret: bool):
 def _options(
     name: str, operands, shapes, products: int, width: int, interpret: bool
 ) -> dict[str, Any]:
-    """shapes: of the results. products: how many of S x T x width a head takes."""
+    """shapes: of the results. products: number of S x T x width matrix products per head."""
     batch, length, channels = operands["query"].shape
     moved = [*operands.values(), *shapes]
     return dict(
@@ -279,7 +280,7 @@ def _options(
 
 
 def _specs(operands: dict[str, jax.Array], width: int) -> dict[str, pl.BlockSpec]:
-    """The block of each operand that program (sequence, slab of channels) reads."""
+    """The blocks that the program (sequence, slab of channels) reads, by operand."""
     length = operands["query"].shape[1]
     slab = pl.BlockSpec((1, length, CHANNELS), lambda b, c: (b, 0, c))
     row = pl.BlockSpec((1, 1, length), lambda b, c: (b, 0, 0))
@@ -295,7 +296,7 @@ def _specs(operands: dict[str, jax.Array], width: int) -> dict[str, pl.BlockSpec
 
 
 class _Program:
-    """What both kernels make of their blocks."""
+    """The blocks of a program, and the computations that both kernels share."""
 
     def __init__(self, names, refs, width: int, static: Static, product_dtype: Any):
         self.refs = dict(zip(names, refs, strict=True))
@@ -316,17 +317,17 @@ class _Program:
         return jnp.clip(self.refs[name][0].astype(jnp.float32), -1.0, 1.0)
 
     def passed(self, name: str, cotangent: jax.Array) -> jax.Array:
-        """The cotangent inside the window of what is marked."""
+        """The cotangent inside the window that the operand's kept codes mark, else 0."""
         inside = jnp.abs(self.refs[name][0].astype(jnp.float32)) <= 1.0
         return jnp.where(inside, cotangent, 0.0)
 
     def heads(self):
-        """For each head of the program its number and where its channels are, [1, C]."""
+        """The heads of the program: (number, mask of its channels [1, C])."""
         of_channel = lax.div(lax.broadcasted_iota(jnp.int32, (1, CHANNELS), 1), self.width)
         return [(head, of_channel == head) for head in range(CHANNELS // self.width)]
 
     def exponentials(self, in_head) -> tuple[jax.Array, jax.Array]:
-        """Softmax of one head without its division: [T, S], and its sums [1, S]."""
+        """Numerator [T, S] and denominator [1, S] of one head's softmax."""
         query = jnp.where(in_head, self.query, 0.0).astype(self.query.dtype)
         scores_TxS = _product(self.key, query, 1, 1) * (self.scales.query * self.scales.key)
         if "score_residual" in self.refs:
@@ -336,7 +337,7 @@ class _Program:
         return e_TxS, jnp.sum(e_TxS, axis=0, keepdims=True)
 
     def kept(self, head: int) -> jax.Array | None:
-        """Which probabilities of a head dropout keeps, [T, S]; None without dropout."""
+        """The dropout mask of a head's probabilities, [T, S]; None without dropout."""
         if "query_words" not in self.refs:
             return None
         of_queries = self.refs["query_words"][0, 0, head : head + 1]
@@ -357,7 +358,7 @@ def _forward_kernel(names, width: int, static: Static, *refs):
         if program.dv_Tx1 is None:
             part_SxC = _product(on_TxS, program.value, 0, 0) * program.scales.value
         else:
-            # The other heads' channels are free: there the same product sums the residuals.
+            # The channels of the other heads are free: there the product sums the residuals.
             value = jnp.where(in_head, program.value.astype(jnp.float32), program.dv_Tx1)
             part_SxC = _product(on_TxS, value.astype(static.dtype), 0, 0)
             part_SxC = part_SxC * program.scales.value + pltpu.roll(part_SxC, width, 1)
@@ -431,7 +432,7 @@ def _column(row_1xT: jax.Array) -> jax.Array:
 
 
 def _product(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
-    """The product of two matrices along those axes, accumulated in float32."""
+    """The product of two matrices, contracted along those axes, accumulated in float32."""
     exact = left.dtype == jnp.float32
     return lax.dot_general(
         left,

@@ -1,12 +1,12 @@
 """Layers that quantise their operands: `BinaryDense`, `BinaryEmbed`, and learned scales.
 
-With `None` for a quantizer each is the ordinary full-precision layer.
+A layer whose quantizer is `None` is the ordinary full-precision layer.
 
-Learned scales are born NaN ("not yet initialised") and get their value from data: applied with
-`mutable=["calibration"]`, a module replaces each NaN scale by its quantizer's `initial_scale` of
-the tensor that enters it, uses it, and reports it in the "calibration" collection
-(`training/state.py` writes it into the parameters). A scale that is not NaN is never touched, so
-inherited scales stay as they are (SPEC 1.4), and a forgotten calibration shows in the gradient.
+Learned scales are initialised to NaN ("not calibrated"). Applied with `mutable=["calibration"]`, a
+module replaces every NaN scale by its quantizer's `initial_scale` of the tensor to quantise, uses
+it, and reports it in the "calibration" collection (`training/state.py` writes it into the
+parameters). Other scales do not change, so inherited scales keep their values (SPEC 1.4), and a
+missing calibration makes the gradient NaN.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from bipft_jax.quantization.arithmetic import widened
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import MeanBinarizer, Quantizer, RowBinarizer
 
-# Names of all `BinaryDense` in the encoder.
+# Names of all `BinaryDense` modules of the encoder.
 BINARY_LINEARS = frozenset("query key value attention_output ffn_input ffn_output pooler".split())
 LINEAR_INPUT = (
     "linear_input"  # the name of a linear's float input, for policies of `jax.checkpoint`
 )
-SCALE_SUFFIX = "_scale"  # every learned scale's parameter name ends so, and no other does
+SCALE_SUFFIX = "_scale"  # ends the parameter names of learned scales, and no others
 
 
 def _uninitialised(key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
@@ -40,9 +40,9 @@ def _uninitialised(key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
 def learned_scale(
     module: nn.Module, name: str, quantizer: Quantizer | None, x: jax.Array | None = None
 ):
-    """The scalar scale `name` of `module` for quantising x; None if the quantizer learns none.
+    """The learned scalar scale `name` of `module`; None if the quantizer learns none.
 
-    x: only calibration needs it.
+    x: the tensor to quantise, needed for calibration only.
     """
     if quantizer is None or not quantizer.learned_scale:
         return None
@@ -59,7 +59,8 @@ def dense_initializer(initializer_range: float) -> nn.initializers.Initializer:
 
 
 def logits_dtype(dtype: Any) -> Any:
-    """Logits are float32 (float64 for float64 activations): 8 bits of bfloat16 lose rank order."""
+    """The type of logits: float32, or float64 for float64 activations. bfloat16's 8 bits would lose
+    the rank order."""
     return widened(dtype)
 
 
@@ -108,8 +109,8 @@ class BinaryDense(nn.Module):
 
 @jax.custom_vjp
 def added_to_rows(x: jax.Array, row: jax.Array) -> jax.Array:
-    """x [..., n] + row [n], in x's type. The row's gradient is summed in float32 or wider, which is
-    more exact than autodiff's sum of bfloat16, and on a TPU half as expensive."""
+    """x [..., n] + row [n], in x's type. The gradient of `row` is summed in float32 or wider: more
+    exact than autodiff's sum in bfloat16, and at half the cost on a TPU."""
     return x + row_for(x, row).astype(x.dtype)
 
 
@@ -147,9 +148,9 @@ class LowRank(nn.Module):
 
 
 class BinaryEmbed(nn.Module):
-    """Word embedding, its rows binarised as they are looked up (SPEC 1.6).
+    """Word embedding that binarises the looked-up rows (SPEC 1.6).
 
-    Lookups of id 0 (padding) send no gradient to row 0. Parameter: embedding [vocab, features].
+    Lookups of id 0 (padding) have no gradient. Parameter: embedding [vocab, features].
     """
 
     vocab_size: int
@@ -159,7 +160,7 @@ class BinaryEmbed(nn.Module):
     dtype: Any
 
     def setup(self):
-        """Row 0, padding, starts at zero (SPEC 2.4)."""
+        """Declares the table; row 0 (padding) starts at zero (SPEC 2.4)."""
 
         def initializer(key, shape, dtype):
             table = dense_initializer(self.initializer_range)(key, shape, dtype)
@@ -178,14 +179,14 @@ class BinaryEmbed(nn.Module):
         return rows.astype(self.dtype)
 
     def attend(self, x: jax.Array) -> jax.Array:
-        """x: [..., features] -> [..., vocab], float32: products with the *latent* embedding
+        """x: [..., features] -> logits [..., vocab], float32: x times the *latent* embedding
         (SPEC 2.2)."""
         table = self.embedding.astype(self.dtype)
         return jnp.matmul(x, table.T, preferred_element_type=logits_dtype(self.dtype))
 
 
 def binary_dense(config, features: int, input_quantizer, name: str | None) -> BinaryDense:
-    """The recipe's linear; input_quantizer: the recipe's at that place."""
+    """The recipe's linear; input_quantizer: the recipe's quantizer of its input."""
     return BinaryDense(
         features,
         config.recipe.weight,

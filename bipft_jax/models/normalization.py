@@ -1,4 +1,4 @@
-"""LayerNorm that keeps its input, and two numbers a token, for the backward pass."""
+"""LayerNorm that keeps its input and two numbers per token for the backward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from bipft_jax.quantization.arithmetic import widened
 
-# Names of what is kept, for policies of `jax.checkpoint`.
+# Checkpoint names of the kept arrays, for policies of `jax.checkpoint`.
 NORM_INPUT = "norm_input"
 NORM_STATISTICS = "norm_statistics"
 
@@ -39,8 +39,8 @@ class LayerNorm(nn.Module):
 def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias, in x's dtype.
 
-    Autodiff of the same keeps three float32 arrays of x's size; here x itself is kept, in its own
-    dtype.
+    Keeps x in its own dtype for the backward pass; autodiff would keep three float32 arrays of its
+    size.
     """
     return _forward(x, scale, bias, epsilon)[0]
 
@@ -69,7 +69,7 @@ def _backward(epsilon, kept, cotangent):
 
 
 def row_for(x: jax.Array, row: jax.Array) -> jax.Array:
-    """[features] -> [1, ..., 1, features], in as many axes as x has."""
+    """[features] -> [1, ..., 1, features], with as many axes as x."""
     return jnp.expand_dims(row, range(x.ndim - 1))
 
 

@@ -1,7 +1,8 @@
-"""Comparing parameter trees by name: which are missing, unexpected or of another shape.
+"""Compares parameter trees by name: missing and unexpected leaves, other shapes and dtypes.
 
-A leaf is named by its path, joined with "/": `encoder/layer/attention/query/kernel`. Restored trees
-are compared before use, because a checkpoint that silently lacks a parameter trains a random one.
+A leaf's name is its path, joined with "/": `encoder/layer/attention/query/kernel`. Restored trees
+are compared before use: a parameter that a checkpoint silently lacks would be trained from random
+values.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,25 +22,25 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def is_stacked(path: str) -> bool:
-    """Whether a parameter has a leading axis of layers: `nn.scan` keeps them in one array."""
+    """Whether a parameter has a leading [layers] axis, from `nn.scan`."""
     return "layers" in path.split("/")
 
 
 def is_scale(path: tuple[str, ...] | str) -> bool:
-    """Whether a parameter path names a learned quantization scale."""
+    """Whether a path is that of a learned scale of a quantizer."""
     return (path if isinstance(path, str) else path[-1]).endswith(SCALE_SUFFIX)
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of any pytree by their "/"-joined path, in the tree's own order."""
+    """The leaves of any pytree by their "/"-joined path, in the tree's order."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """One sentence for each way in which `found` is not `expected`; an empty list if they agree.
+    """One sentence per difference between `found` and `expected`; an empty list if they agree.
 
     Arguments:
-      found, expected: arrays or `jax.ShapeDtypeStruct`s by path, as `named_leaves` gives them.
+      found, expected: arrays or `jax.ShapeDtypeStruct`s by path, as from `named_leaves`.
     """
     sentences = [f"{name} is missing" for name in expected if name not in found]
     sentences += [f"{name} is unexpected" for name in found if name not in expected]
@@ -67,29 +68,29 @@ def check_parameters(
     allowed_unexpected: PathPredicate = _nothing,
     source: str = "the checkpoint",
 ) -> list[str]:
-    """Compares restored parameters with those a model expects.
+    """Compares restored parameters with those that a model expects.
 
     Arguments:
       restored: pytree of arrays.
       expected: pytree of arrays or `jax.ShapeDtypeStruct`s, such as `jax.eval_shape` of `init`.
-      allowed_missing: of a path; True where the model may create the parameter itself, because
-        what was restored never had it.
-      allowed_unexpected: of a path; True where a restored parameter may be dropped, such as the
-        head of another task.
-      source: what was restored, for the message.
+      allowed_missing: path -> whether the model may initialise the parameter, because the source
+        never had it.
+      allowed_unexpected: path -> whether the restored parameter may be dropped, such as the head of
+        another task.
+      source: name of the restored tree, for the message.
 
     Returns:
-      The paths that are missing, all of them allowed, in the order of `expected`.
+      The missing paths, all of them allowed, in the order of `expected`.
 
     Raises:
-      ValueError: naming every other missing or unexpected parameter and every one of another shape
+      ValueError: names every other missing or unexpected parameter and every one of another shape
         (with both shapes) or dtype.
     """
     wanted = named_leaves(expected)
     found = {
         name: leaf
         for name, leaf in named_leaves(restored).items()
-        # A parameter that may be dropped is still taken if the model has it.
+        # A parameter that may be dropped is still compared if the model has it.
         if name in wanted or not allowed_unexpected(name)
     }
     missing = [name for name in wanted if name not in found and allowed_missing(name)]
@@ -112,10 +113,10 @@ def merge_parameters(
     allowed_unexpected: PathPredicate = _nothing,
     source: str = "the checkpoint",
 ) -> Any:
-    """The tree of `fresh` with the restored value at every path that was restored.
+    """The tree of `fresh`, with the restored value at every restored path.
 
     Arguments and errors are those of `check_parameters`; `fresh` is a freshly initialised tree (a
-    leaf that is not allowed to be missing may be abstract, for its value is never used).
+    leaf that may not be missing can be abstract: its value is never used).
     """
     check_parameters(
         restored,

@@ -1,7 +1,7 @@
 """Recipes (what is quantised, and how) and sizes, as data.
 
-A recipe names the quantizer at each place of the one encoder; a size gives its dimensions.
-`BertConfig` is the two together with what a run chooses (vocabulary, dropout, arithmetic).
+A recipe names the quantizer of every operand of the encoder; a size gives the encoder's dimensions.
+`BertConfig` combines the two with the choices of a run (vocabulary, dropout, arithmetic).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from bipft_jax.quantization.quantizers import (
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Where the encoder is quantised. None means full precision.
+    """The quantizers of the encoder. None means full precision.
 
     name: the key in `RECIPES`.
-    weight: kernels of the six linears of a layer and of the pooler.
-    embedding: the word embedding (looked up binarised; the MLM decoder is tied to the latent one).
-    linear_input: inputs of those linears; `ffn_output_input` is that of the second feed-forward
-      linear.
-    shifted_input: whether a learned shift is added to a linear's input before it is quantised.
-    query_key_value: the three operands of attention.
-    softmax: whether scores become probabilities; without it `attention_probs` quantises scores.
-    attention_probs: what multiplies the values.
+    weight: of the kernels of the six linears of a layer and of the pooler.
+    embedding: of the word embedding's lookups (the MLM decoder is tied to the latent embedding).
+    linear_input: of the inputs of those linears, except the second feed-forward linear, whose
+      input has `ffn_output_input`.
+    shifted_input: whether a learned shift is added to a linear's input before quantisation.
+    query_key_value: of the queries, keys and values.
+    softmax: whether attention applies softmax; without it `attention_probs` quantises the scores.
+    attention_probs: of the attention probabilities, the factors of the values.
     ffn_activation, mlm_activation: "gelu" (exact erf form) or "relu".
     pooler: "tanh" (BERT), or "layernorm_residual": tanh(LN(linear(c)) + c) (BiPFT).
     estimator_rank: rank of BiPFT-B's estimators of the residual polynomials, 0 for none.
@@ -57,7 +57,7 @@ class Recipe:
 
     @property
     def fusible_attention(self) -> bool:
-        """Whether `fused_attention.py` has its attention: softmax, all operands 1-bit elastic."""
+        """Whether `fused_attention.py` supports it: softmax, all operands 1-bit elastic."""
         operands = self.query_key_value, self.attention_probs
         return self.softmax and operands == (ElasticSigned(), ElasticUnsigned())
 
@@ -77,7 +77,7 @@ _BIPFT_A = Recipe(
 
 
 def _bit(bits: int) -> Recipe:
-    """BiT with 1-bit weights and activations of `bits` bits (SPEC 3)."""
+    """BiT with 1-bit weights and `bits`-bit activations (SPEC 3)."""
     return Recipe(
         f"bit_w1a{bits}",
         weight=MeanBinarizer(),
@@ -94,7 +94,7 @@ def _bit(bits: int) -> Recipe:
 
 _BIBERT = Recipe(
     "bibert",  # SPEC 4
-    weight=RowBinarizer(axis=0),  # of a kernel [in, out]: a row of inputs for every output
+    weight=RowBinarizer(axis=0),  # kernels are [in, out]: a row is the inputs of one output
     embedding=RowBinarizer(axis=1),
     linear_input=SignBinarizer(window_includes_ends=True),
     ffn_output_input=SignBinarizer(window_includes_ends=True),
@@ -139,16 +139,16 @@ SIZES: dict[str, Size] = {
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """Everything the modules need to know; hashable, so that it can be a static argument.
+    """The configuration of all modules; hashable, so that it can be a static argument.
 
     dropout: probability, of hidden states and of attention probabilities.
     dtype: type of activations, "float32" or "bfloat16"; parameters are float32 (latent weights).
     compute, backward: arithmetic of products of codes and of their gradients
       (`quantization/arithmetic.py`).
-    fused_attention: attention as one kernel each way (`fused_attention.py`), for TPUs.
+    fused_attention: attention as one kernel per pass (`fused_attention.py`), for TPUs.
     remat: name in `models.remat.REMAT_POLICIES`: what a layer keeps for the backward pass.
-    scan_layers: one scanned layer with stacked parameters (compiles in the time of one layer), or
-      the same stacked parameters unrolled into a Python loop.
+    scan_layers: True scans one layer over stacked parameters (compiles in the time of one layer);
+      False unrolls the scan over the same stacked parameters.
     """
 
     recipe: Recipe
@@ -195,11 +195,12 @@ def recipe_named(
     Arguments:
       estimator_rank: if not negative, overrides the rank of the residual estimators.
       lora_rank: see `Recipe`.
-      full_precision_weights: leaves the kernels of the linears as they are (SPEC 2.3,
+      full_precision_weights: leaves the kernels of the linears unquantised (SPEC 2.3,
         `half_binary`); activations and embedding stay binary.
 
-    Raises: ValueError for an unknown name (with the nearest ones), a rank for a recipe that has no
-      estimators, a negative lora_rank, or full_precision_weights for a recipe that has them.
+    Raises: ValueError for an unknown name (with the nearest ones), an estimator rank for a recipe
+      without estimators, a negative lora_rank, or full_precision_weights for a recipe whose weights
+      are full precision.
     """
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
@@ -237,8 +238,8 @@ def bert_config(recipe: Recipe, size: str, vocab_size: int, **overrides) -> Bert
     )
 
 
-# The part of a `BertConfig` that belongs to the trained weights and not to the run: dimensions,
-# and what `recipe_named` needs to make the recipe again.
+# The fields of `BertConfig` that, with the arguments of `recipe_named`, belong to the trained
+# weights and not to the run.
 DIMENSIONS = (
     "vocab_size",
     "layers",
@@ -253,7 +254,7 @@ DIMENSIONS = (
 
 
 def architecture(config: BertConfig) -> dict:
-    """What a checkpoint says of its model: JSON-able, read back by `config_of`."""
+    """The architecture as a checkpoint stores it: JSON values, for `config_of` to read."""
     recipe, original = config.recipe, RECIPES[config.recipe.name]
     return {
         "recipe": recipe.name,
@@ -265,7 +266,7 @@ def architecture(config: BertConfig) -> dict:
 
 
 def config_of(described: dict, **overrides) -> BertConfig:
-    """The `BertConfig` of an `architecture`; overrides choose what belongs to the run."""
+    """The `BertConfig` of an `architecture`; overrides: fields that belong to the run."""
     dimensions = {name: described[name] for name in DIMENSIONS}
     switches = {name: value for name, value in described.items() if name not in DIMENSIONS}
     return BertConfig(

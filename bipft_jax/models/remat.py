@@ -1,4 +1,4 @@
-"""What an encoder layer keeps for its backward pass, by the names that `remat` takes."""
+"""Rematerialisation policies: what an encoder layer keeps for its backward pass."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ REMAT_POLICIES = ("none", "lean", "dots", "full")
 
 
 def saved(policy: str, recipe: Recipe) -> Any:
-    """A policy for `jax.checkpoint`; None for one that keeps everything.
+    """A policy for `jax.checkpoint`; None keeps everything.
 
     policy:
-      none: everything that the rules of differentiation ask for.
-      lean: one byte an element of what was binarised, the inputs of linears that were not, and of
-        LayerNorm; attention's scores and probabilities (but not BiBERT's, whose codes are kept),
-        dropout and everything elementwise are made again. So is the input of the activation
-        function where a product of codes makes it: on a TPU that takes no longer than writing and
-        reading it.
-      dots: results of matrix products without batch dimensions.
-      full: only the layer's input.
+      none: keeps all residuals of differentiation.
+      lean: keeps the codes of binarised operands, one byte per element, and the inputs of
+        unquantised linears and of LayerNorm. Recomputes attention's scores and probabilities
+        (except BiBERT's, whose codes are kept), dropout and everything elementwise. Also recomputes
+        the input of the activation function if it is a product of codes: on a TPU that takes no
+        longer than writing and reading it.
+      dots: keeps results of matrix products without batch dimensions.
+      full: keeps only the layer's input.
 
     Raises: ValueError for an unknown policy.
     """

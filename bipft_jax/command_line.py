@@ -1,4 +1,4 @@
-"""Flags of the programs in launch/, with errors of one line."""
+"""Parses the flags of the programs in launch/, with one-line errors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from absl import flags
 
 
 def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """absl's parser; of a mistyped config key, ml_collections names those near it.
+    """Parses flags with absl. For a mistyped config key ml_collections suggests similar ones.
 
-    Returns: the arguments that are no flags, the program's name first.
+    Returns: the positional arguments, the program's name first.
 
     Raises: ValueError that names the flag; OSError for a file that cannot be read.
     """
@@ -20,9 +20,9 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
         return values(argv)
     except (AttributeError, LookupError) as error:
         message = error.args[0]
-        while isinstance(message, BaseException):  # a KeyError inside, whose str is a repr
+        while isinstance(message, BaseException):  # an inner KeyError, whose str is a repr
             message = message.args[0]
-        # Of a key inside another: one of a section that is not there, or of what is no section.
+        # A nested key whose section does not exist, or is not a section.
         if inside := re.search(r"(?:lookup:|\(in:) ([^\s)]+)", message):
             message = repr(inside[1])
         raise ValueError(f"unknown config key {message}") from error
@@ -31,7 +31,7 @@ def parse(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[s
 
 
 def parse_or_exit(argv: list[str]) -> list[str]:
-    """The flags_parser for `app.run`: an error ends the program with its message."""
+    """The flags_parser of `app.run`: exits with the message of an error."""
     try:
         return parse(argv)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""The command `python -m bipft_jax.comparison`: see `bipft_jax/reports/comparison.py`."""
+"""The command `python -m bipft_jax.comparison`; see `bipft_jax/reports/comparison.py`."""
 
 from bipft_jax.reports.comparison import main
 

@@ -1,8 +1,8 @@
-"""What each key of a config may be: one table, compared before anything is loaded or claimed.
+"""Validation of config keys by one table, before anything is loaded or claimed.
 
-`KEYS` has the keys of configs/pretrain.py and configs/finetune.py, whose comments say what they
-mean. A key's row refuses values that no run can use; what fits together only with another key, a
-corpus, a checkpoint or the devices is checked where these are known.
+`KEYS` has the keys of configs/pretrain.py and configs/finetune.py, whose comments document them. A
+key's rule refuses values that no run can use. Conditions that involve another key, a corpus, a
+checkpoint or the devices are checked where these are known.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from bipft_jax.objectives.task_distillation import DISTILLATIONS
 from bipft_jax.quantization.arithmetic import BACKWARD_MODES, COMPUTE_MODES
 from bipft_jax.training.profiling import profile_range
 
-ALL_TASKS = "all"  # the task that stands for every one of the benchmark
+ALL_TASKS = "all"  # the task name that means all tasks of the benchmark
 
 _INT32 = 2**31  # seeds and steps are int32 on the devices
 
-# Raises ValueError, which names the key, for a value that the key cannot have.
+# (key, value) -> None; raises ValueError, which names the key, for an invalid value.
 Rule = Callable[[str, Any], None]
 
 
 def whole(low: int) -> Rule:
-    """A whole number from `low` to 2**31 - 1."""
+    """An integer from `low` to 2**31 - 1."""
 
     def rule(name: str, value: Any) -> None:
         if type(value) is not int or not low <= value < _INT32:
@@ -48,14 +48,15 @@ def whole(low: int) -> Rule:
 def number(
     low: float | None = None, *, above: float | None = None, below: float = math.inf
 ) -> Rule:
-    """A finite number, as float32 at least `low` or more than `above`, and less than `below`."""
+    """A number that is finite, at least `low` or more than `above`, and less than `below`, all as
+    float32."""
     least = f"{low} or more" if above is None else f"more than {above}"
     wanted = f"a number, {least}" + (f" and less than {below}" if below < math.inf else "")
 
     def rule(name: str, value: Any) -> None:
         if type(value) in (int, float):
             with np.errstate(over="ignore"):
-                value32 = np.float32(value)  # as a run sees it
+                value32 = np.float32(value)  # as a run uses it
             enough = value32 >= low if above is None else value32 > above
             if enough and value32 < below and np.isfinite(value32):
                 return
@@ -65,7 +66,7 @@ def number(
 
 
 def one_of(kind: str, names: Iterable[str]) -> Rule:
-    """One of some names ("" stands for none); kind: what they are."""
+    """One of `names` ("" means none); kind: what the names denote, for the message."""
     names = tuple(names)
 
     def rule(name: str, value: Any) -> None:
@@ -76,7 +77,7 @@ def one_of(kind: str, names: Iterable[str]) -> Rule:
 
 
 def several(element: Rule, *, distinct: bool = False) -> Rule:
-    """A tuple or list, each entry by the rule `element`; distinct: at least one, none twice."""
+    """A tuple or list whose entries obey `element`; distinct: not empty and without duplicates."""
 
     def rule(name: str, value: Any) -> None:
         if not isinstance(value, (tuple, list)):
@@ -98,7 +99,7 @@ def truth(name: str, value: Any) -> None:
 
 
 def text(name: str, value: Any) -> None:
-    """Any text; that a path exists is seen where it is read."""
+    """Any string; whether a path exists is checked where it is read."""
     if type(value) is not str:
         raise ValueError(f"{name} is {value!r}: it must be text")
 
@@ -111,7 +112,7 @@ def directory_name(name: str, value: Any) -> None:
 
 
 def updates(name: str, value: Any) -> None:
-    """ "a:b" as `profile_range` reads it, or ""."""
+    """A string that `profile_range` accepts: "a:b" or ""."""
     text(name, value)
     profile_range(value)
 
@@ -141,7 +142,7 @@ _SHARED: dict[str, Rule] = {
     "profile_steps": updates,
 }
 
-# By program (the key `program`), by key, nested ones with a dot.
+# Rules by program (the config key `program`), then by key; nested keys are dotted.
 KEYS: dict[str, dict[str, Rule]] = {
     "pretrain": {
         **_SHARED,
@@ -185,13 +186,13 @@ KEYS: dict[str, dict[str, Rule]] = {
 
 
 def check_keys(config: ml_collections.ConfigDict, program: str | None = None) -> None:
-    """Compares a config with `KEYS`, before anything is loaded or claimed.
+    """Checks a config against `KEYS`, before anything is loaded or claimed.
 
     Arguments:
-      program: the one that is to run it; None for the one that the config names.
+      program: the one that runs the config; None for the one that the config names.
 
-    Raises: ValueError for a config of another program, a key that is not in the table or is
-      missing, or the first value that its key cannot have; it names the key.
+    Raises: ValueError for a config of another program, an unknown or missing key, or the first
+      invalid value; it names the key.
     """
     values = flatten_dict(config.to_dict(), sep=".")
     named = values.pop("program", None)

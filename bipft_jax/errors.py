@@ -1,4 +1,4 @@
-"""Error messages that help: an unknown name lists the names nearest to it."""
+"""The error for an unknown name, which suggests similar names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
-    """A ValueError that names what was not known, the nearest known names, and all of them."""
+    """A ValueError with the unknown name, the nearest known names, and all known names."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -1,4 +1,4 @@
-"""Fills [MASK] in a sentence with a pretrained model's likeliest words.
+"""Fills [MASK] in a sentence with the most probable words of a pretrained model.
 
 python -m bipft_jax.fill_mask --workdir DIR "The capital of France is [MASK]."
 """
@@ -20,13 +20,13 @@ MASK = "[MASK]"
 
 
 def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
-    """[CLS] text [SEP], each literal "[MASK]" being the mask token.
+    """The ids of [CLS] text [SEP], with the mask token for every literal "[MASK]".
 
-    Raises: ValueError if there is no [MASK] in the text.
+    Raises: ValueError if the text has no [MASK].
     """
 
     def continuation(part: str) -> list[int]:
-        # SentencePiece puts a word boundary before every text; after a mask there may be none.
+        # SentencePiece adds a word boundary before every text; text after a mask may have none.
         ids = tokenizer.encode(part)
         glued = part and not part[0].isspace()
         return ids[1:] if glued and ids and tokenizer.id_to_piece(ids[0]) == "▁" else ids
@@ -41,12 +41,12 @@ def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def fill_mask(source: Source, text: str, top: int = 5) -> list[list[tuple[str, float]]]:
-    """The likeliest pieces for each [MASK] of a text, with their probabilities.
+    """The most probable pieces for every [MASK] of a text, with their probabilities.
 
-    top: from 1 to the number of pieces that are not special.
+    top: number of pieces per mask, from 1 to the number of pieces that are not special.
 
-    Raises: ValueError if the text has no [MASK], is too long, `top` is out of its range, or the
-      model has no MLM head or gives logits that are not finite.
+    Raises: ValueError if the text has no [MASK] or is too long, `top` is out of range, or the model
+      has no MLM head or gives logits that are not finite.
     """
     if "mlm_bias" not in source.objective.abstract_params(source.config()):
         what = "finetuned classifier" if source.objective.outputs else source.objective.name

@@ -1,9 +1,10 @@
-"""Finetuning on a GLUE task: from a checkpoint and a task to scores, read top to bottom.
+"""Finetuning on a GLUE task, from a checkpoint to scores. Read it top to bottom.
 
-For each seed, in WORKDIR/seed_N (and before it for each stage of `bipft_jax/stages.py`): make or
-restore the state, then `training/loop.py`, which has the order of updates, telemetry, dev scores
-and checkpoints, the best by the task's selection metric. A finished seed leaves result.json and is
-not run again; WORKDIR/result.json has all seeds, the majority-class baseline and the settings.
+Every seed runs in WORKDIR/seed_N, after the earlier stages of `bipft_jax/stages.py`: create or
+restore the state, then run `training/loop.py`, which documents the order of updates, telemetry, dev
+evaluation and checkpoints. The task's selection metric selects the best checkpoint. A finished seed
+has a result.json and does not run again; WORKDIR/result.json has all seeds, the majority-class
+baseline and the settings.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ from bipft_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """A task's training split and dev splits, encoded; the first dev split selects.
+    """A task's training split and dev splits, encoded; the first dev split selects the checkpoint.
 
-    baseline: scores of the majority class, by name as `evaluate`'s. fingerprints: of the splits.
+    baseline: scores of the majority class, named as by `named_by_split`. fingerprints: of the
+    splits.
     """
 
     task: glue.GlueTask
@@ -62,10 +64,11 @@ class TaskData:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all seeds of a run share.
+    """The parts of a run that all seeds share.
 
-    source, teacher: what the first stage starts from and learns from. inputs: what these and the
-    task's files are. total: updates of one seed, in every stage. stage: the last one.
+    source, teacher: the checkpoints that the first stage starts from and learns from. inputs:
+    identities of these and of the task's files. total: updates of one seed in every stage. stage:
+    the last one.
     """
 
     config: ml_collections.ConfigDict
@@ -81,19 +84,19 @@ class Run:
 def train(
     config: ml_collections.ConfigDict, workdir: str, begun: Inputs | None = None
 ) -> dict[str, Any]:
-    """Finetunes once per seed and prints a table; goes on where a stopped run was.
+    """Finetunes once per seed and prints a table; resumes a stopped run.
 
     Arguments:
       config: of `configs/finetune.py`.
-      workdir: receives config.json, inputs.json, result.json and a directory for each seed.
-      begun: inputs of a larger run that this is a part of, which has begun with them.
+      workdir: receives config.json, inputs.json, result.json and a directory per seed.
+      begun: recorded inputs of the larger run that this run is a part of.
 
-    Returns: what result.json holds.
+    Returns: the contents of result.json.
 
-    Raises: ValueError with what to change, for a task, file, checkpoint or config that does not
-      fit or is not what the run was begun with, or a workdir that another job has;
-      FloatingPointError when losses or gradients are no longer finite; SystemExit (0) after
-      SIGTERM, when the state has been saved.
+    Raises: ValueError that says what to change, for a task, file, checkpoint or config that does
+      not fit or differs from that of the resumed run, or a workdir that another job uses;
+      FloatingPointError once losses or gradients stay non-finite; SystemExit (0) after SIGTERM,
+      once the state is saved.
     """
     check_keys(config, "finetune")
     workdir = str(absolute(workdir))
@@ -126,10 +129,10 @@ def make_run(config: ml_collections.ConfigDict, begun: Inputs) -> Run:
     """Loads checkpoint and task, and builds models, optimiser and mesh.
 
     Arguments:
-      begun: the inputs that the run was begun with, empty for a new one: checkpoints are the same.
+      begun: recorded inputs of a resumed run, which fix the checkpoints; empty for a new run.
 
-    Raises: ValueError for a missing directory, keys that do not go together, texts longer than the
-      model has positions for, or a batch that does not split.
+    Raises: ValueError for a missing directory, incompatible keys, texts with more tokens than the
+      model has positions, or a batch that does not split.
     """
     task = own.task_named(config.task, config.glue_dir)
     check_together(config, task)
@@ -171,8 +174,8 @@ def make_run(config: ml_collections.ConfigDict, begun: Inputs) -> Run:
 
 
 def check_together(config: ml_collections.ConfigDict, task: glue.GlueTask) -> None:
-    """Raises ValueError, before anything is loaded, for a directory that is not given, switches
-    that a recipe does not have, or a key that would be ignored beside the others."""
+    """Raises ValueError, before anything is loaded, for an empty directory key, switches that a
+    recipe does not have, or a key that would have no effect beside the others."""
     for key in ("init_from", "glue_dir"):
         if not config[key]:
             raise ValueError(f"{key} is empty: give --config.{key}=DIR (see configs/finetune.py)")
@@ -212,8 +215,8 @@ def check_together(config: ml_collections.ConfigDict, task: glue.GlueTask) -> No
 def load_task(
     task: glue.GlueTask, glue_dir: str, tokenizer, max_length: int, length_buckets: int
 ) -> TaskData:
-    """Reads and encodes a task's files; all splits get the same `length_buckets` padded lengths, so
-    one compilation for each."""
+    """Reads and encodes a task's files. All splits share the same `length_buckets` padded lengths,
+    each of which is compiled once."""
     names = ("train", *glue.dev_splits(task, glue_dir))
     splits = {name: glue.read_split(task, glue_dir, name) for name in names}
     encoded = {
@@ -231,8 +234,8 @@ def load_task(
 
 
 def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str, Any]:
-    """One seed's run of a stage, in WORKDIR/seed_N or WORKDIR/stage_I_RECIPE/seed_N, after the
-    stages before it; returns its result, read back if it is finished."""
+    """Runs a stage of one seed in WORKDIR/seed_N or WORKDIR/stage_I_RECIPE/seed_N, after the
+    earlier stages. Returns its result, read from result.json if the stage is finished."""
     directory = workdir / stage.directory / f"seed_{seed}"
     finished = directory / RESULT_NAME
     if finished.exists():
@@ -259,9 +262,9 @@ def finetune_seed(run: Run, stage: Stage, workdir: Path, seed: int) -> dict[str,
 
 
 def begin(run: Run, stage: Stage, start: Source | None, seed: int) -> TrainState:
-    """The state before the first update: the checkpoint's parameters (or random ones, for the
-    baseline that was not pretrained), a new classifier unless the checkpoint has one, scales that
-    were missing calibrated, on a batch of any lengths."""
+    """The state before the first update: the checkpoint's parameters (random ones for the baseline
+    without pretraining), a new classifier unless the checkpoint has one, and missing scales
+    calibrated on a batch that is not grouped by length."""
     lengths = run.data.train.padded_lengths[-1:]
     ungrouped = dataclasses.replace(run.data.train, padded_lengths=lengths)
     batch = next(glue_batches.train_batches(ungrouped, run.config.batch_size, seed, 1))
@@ -276,7 +279,7 @@ def batches(run: Run, seed: int, first: int, last: int) -> Iterator[dict[str, ja
 
 
 def course_of(run: Run, stage: Stage, directory: Path, seed: int) -> Course:
-    """What the loop is given for a seed."""
+    """The arguments of the loop for a seed."""
     config, data, learner = run.config, run.data, stage.learner
     size, examples = config.batch_size, len(data.train)
     evaluated = _evaluation_steps(config, examples, run.total)
@@ -308,7 +311,7 @@ def course_of(run: Run, stage: Stage, directory: Path, seed: int) -> Course:
 
 
 def _evaluation_steps(config, examples: int, total: int) -> set[int]:
-    """Updates after which to evaluate: the last, and every epoch's last or every n-th."""
+    """Updates after which to evaluate: the last one, and the last of every epoch or every n-th."""
     if config.evaluate_every:
         wanted = set(range(config.evaluate_every, total, config.evaluate_every))
     else:
@@ -321,8 +324,8 @@ def _evaluation_steps(config, examples: int, total: int) -> set[int]:
 
 
 def evaluated_in_epoch(step: int, evaluated: set[int], examples: int, batch_size: int) -> bool:
-    """Whether an epoch has had an evaluation before its update `step` (0-based): from there to its
-    end BiBERT's reference leaves the student without dropout (SPEC 6, quirk 28).
+    """Whether the epoch of update `step` (0-based) has been evaluated before it: BiBERT's reference
+    then disables the student's dropout until the end of the epoch (SPEC 6, quirk 28).
 
     An update belongs to the epoch of its batch's first example. An evaluation after an epoch's last
     update does not count.

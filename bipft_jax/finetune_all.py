@@ -1,7 +1,7 @@
-"""Finetuning on every GLUE task, one after the other, and averages over those that papers count.
+"""Finetuning on all GLUE tasks, one after another, with the averages that papers report.
 
-Each task is a run of its own in WORKDIR/TASK (`bipft_jax.finetune`), so a stopped run goes on where
-it was. After each task the table of those that are done is printed.
+Every task is a run of its own in WORKDIR/TASK (`bipft_jax.finetune`), so a stopped run resumes.
+After every task it prints the table of the finished tasks.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from bipft_jax.data.glue import tasks as glue
 from bipft_jax.processes import interruption, is_first, say
 from bipft_jax.reports.results import RESULT_NAME, statistics
 
-# Entries that papers count; neither counts WNLI. The scores are our selection metrics on the
-# development sets, not F1 and Spearman on the test sets as in BERT's own table.
+# The entries that papers average; neither average includes WNLI. The scores are our selection
+# metrics on the dev sets, not F1 and Spearman on the test sets as in BERT's table.
 _EIGHT = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 AVERAGES = {
-    "average of 8": _EIGHT,  # as BiT reports: MNLI counts once, by its matched set
-    "average of 9": (*_EIGHT, "mnli-mm"),  # as BERT's table: both dev sets of MNLI count
+    "average of 8": _EIGHT,  # as in BiT: MNLI counts once, by its matched set
+    "average of 9": (*_EIGHT, "mnli-mm"),  # as in BERT's table: both dev sets of MNLI count
 }
-_MISMATCHED = "_dev_mismatched"  # ends the names of scores on MNLI's second dev set
+_MISMATCHED = "_dev_mismatched"  # suffix of the names of scores on MNLI's second dev set
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
-    """Finetunes on the config's task, or, with task "all", on every one that `config.glue_dir` has.
-    Prints a table, that of all tasks with averages.
+    """Finetunes on the config's task or, with task "all", on every task in `config.glue_dir`.
+    Prints a table, for all tasks with averages.
 
     Arguments:
       config: of `configs/finetune.py`.
-      workdir: receives result.json and a directory for each task, or what `finetune.train` writes
-        for a single one.
+      workdir: receives result.json and a directory per task, or for a single task the files of
+        `finetune.train`.
 
-    Returns: what result.json holds.
+    Returns: the contents of result.json.
 
-    Raises: as `finetune.train`; ValueError also if no task is there, or for a teacher, which is one
-      of a single task.
+    Raises: as `finetune.train`; for all tasks also ValueError if `config.glue_dir` has none, or for
+      a teacher, which belongs to one task.
     """
     check_keys(config, "finetune")
     if config.task != ALL_TASKS:
@@ -72,13 +72,13 @@ def _all_tasks(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any
     if missing := [name for name in glue.BENCHMARK if name not in there]:
         say(f"not in {config.glue_dir}, left out: {', '.join(missing)}")
     configs = {name: ml_collections.ConfigDict({**config, "task": name}) for name in there}
-    # Before anything is claimed or hours are spent:
+    # Checks the checkpoint and the dev splits before claiming the workdir or spending hours.
     run = finetune.make_run(configs[there[0]], recorded_inputs(workdir))
     for name in there:
         task = glue.TASKS[name]
         for split in glue.dev_splits(task, config.glue_dir):
             glue.read_split(task, config.glue_dir, split)
-    begun = {"init_from": run.inputs["init_from"]}  # for all tasks the same
+    begun = {"init_from": run.inputs["init_from"]}  # the same for all tasks
     claim_workdir(workdir, config.to_dict(), begun)
     summaries = {}
     with interruption():
@@ -92,7 +92,7 @@ def _all_tasks(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any
 
 
 def entries(summary: Mapping[str, Any], scores: Mapping[str, float]) -> dict[str, float]:
-    """A task's scores by selection metric, one for each dev set: {"mnli": .., "mnli-mm": ..}.
+    """A task's values of its selection metric, one per dev set: {"mnli": .., "mnli-mm": ..}.
 
     Arguments:
       summary: the task's result.json.
@@ -108,11 +108,11 @@ def entries(summary: Mapping[str, Any], scores: Mapping[str, float]) -> dict[str
 def summarise(
     config: ml_collections.ConfigDict, summaries: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The result of all tasks, in the form of one task's: scores are the entries and those averages
-    that have all their entries, or else the average of what is there.
+    """The result of all tasks, in the form of a single task's. Its scores are the entries and the
+    averages whose entries are complete, or else the average of the existing entries.
 
     Arguments:
-      summaries: result.json of each task by its name.
+      summaries: task name -> contents of its result.json.
     """
     seeds = []
     for index, seed in enumerate(config.seeds):
@@ -141,7 +141,7 @@ def summarise(
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """A summary of all tasks for reading: a row for each entry, and the averages."""
+    """A summary of all tasks as text: one row per entry, and the averages."""
     origin = "pretrained" if summary["pretrained"] else "not pretrained"
     lines = [
         f"GLUE, {summary['recipe']}, {origin}: best evaluation on the dev sets, in percent, "

@@ -1,4 +1,4 @@
-"""JSON that comes from outside: whatever is wrong with it is a ValueError."""
+"""Parses JSON from outside; every defect is a ValueError."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ def parse_json(text: str | bytes) -> Any:
     Arguments:
       text: bytes are UTF-8, with or without a byte-order mark.
 
-    Raises: ValueError that says why, for all that the decoder fails at (syntax, bytes that are not
-      UTF-8, nesting too deep for it, a whole number of too many digits), and for an object that has
-      a key twice: one of the two values would be lost.
+    Raises: ValueError with the reason, for text that the decoder cannot parse (syntax, bytes that
+      are not UTF-8, too deep nesting, an integer with too many digits), and for an object with a
+      duplicate key, of which one value would be lost.
     """
     try:
         if isinstance(text, bytes):

@@ -1,5 +1,5 @@
-"""The rules for paths that users give: they are of the file system, never gs:// or the like, and
-what exists by that name is meant, whatever characters the name has."""
+"""Rules for paths from users: a path is of the file system, never gs:// or the like, and the name
+of an existing file is not a pattern, whatever its characters."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.:-]*", re.IGNORECASE)  # gs, s3, also tfds:
 
 
 def require_local(given: Mapping[str, Any]) -> None:
-    """Refuses gs://, s3://, https:// and every other SCHEME:// where a path is wanted. To be called
-    where paths enter, before anything is loaded or written.
+    """Refuses gs://, s3://, https:// and every other SCHEME:// instead of a path. Call it where
+    paths enter the program, before anything is loaded or written.
 
     Arguments:
-      given: paths, lists or tuples of paths, by the names that the user knows them by. Other values
-        are left alone, so a config or the arguments of a command can be given as they are.
+      given: paths, or lists or tuples of paths, by the names that the user knows. Values of other
+        types are ignored, so `given` can be a config or all arguments of a command.
 
-    Raises: ValueError that names the first one that is not of the file system.
+    Raises: ValueError that names the first path that is not of the file system.
     """
     for name, value in given.items():
         for path in value if isinstance(value, (list, tuple)) else [value]:
             if not isinstance(path, (str, os.PathLike)):
                 continue
             text = os.fspath(path)
-            # pathlib makes gs:/ of gs://.
+            # pathlib turns gs:// into gs:/.
             scheme, mark, _ = text.partition("://" if isinstance(path, str) else ":/")
             if mark and _SCHEME.fullmatch(scheme):
                 raise ValueError(
@@ -40,15 +40,15 @@ def require_local(given: Mapping[str, Any]) -> None:
 
 
 def files_named(spec: str) -> list[str]:
-    """The file of that name; only if nothing exists by it, the files that it matches as a pattern.
+    """The file of that name or, if nothing has that name, the files that it matches as a pattern.
 
     Arguments:
-      spec: a path. Directories in it that exist are those, too; the pattern is what comes after.
+      spec: a path. Its leading directories that exist are literal; the rest is the pattern.
 
     Returns: at least one path, sorted.
 
-    Raises: ValueError if there is no such file, for a directory, or for a pipe or a device, which
-      can be read only once: the files are to be read more than once.
+    Raises: ValueError if no file matches, for a directory, or for a pipe or a device, which can be
+      read only once while callers read more than once.
     """
     known, rest = Path(), list(Path(spec).parts)
     while rest and (known / rest[0]).exists():
@@ -70,7 +70,7 @@ def files_named(spec: str) -> list[str]:
 
 
 def require_writable(path: str | os.PathLike[str]) -> None:
-    """Raises ValueError if no file can be written there: to be called before the work for it."""
+    """Raises ValueError if the file cannot be written. Call it before computing its contents."""
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
         what = "is a directory" if path.is_dir() else f"cannot be made: there is no {path.parent}"
@@ -81,8 +81,8 @@ def require_writable(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A file to write, put in the place of another in one step: a killed process leaves the old one
-    or the new, never half."""
+    """A temporary file to write, which then replaces `path` atomically: a killed process leaves the
+    old file or the new one, never a partial one."""
     temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
     try:
         yield temporary

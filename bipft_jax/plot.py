@@ -1,4 +1,4 @@
-"""The command `python -m bipft_jax.plot`: see `bipft_jax/reports/plot.py`."""
+"""The command `python -m bipft_jax.plot`; see `bipft_jax/reports/plot.py`."""
 
 from bipft_jax.reports.plot import main
 

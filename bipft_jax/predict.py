@@ -1,11 +1,11 @@
-"""Answers of a finetuned model: GLUE submission files, or labels for one's own sentences.
+"""Predictions of a finetuned model: GLUE submission files, or labels for your own sentences.
 
     python -m bipft_jax.predict --workdir DIR --input FILE --output FILE
 
-DIR is a finetuning run (its best seed answers) or one seed_N of it. FILE is tab-separated and has a
-header that names the sentence columns as the task's own files do. A file with a column `index` or
-`id` is one of GLUE's test sets and gives a file to submit: index, prediction. Any other gives its
-sentences, the prediction and the probability of each label.
+DIR is a finetuning run (its best seed predicts) or one seed_N of it. FILE is tab-separated; its
+header names the sentence columns as the task's own files do. A file with a column `index` or `id`
+is a GLUE test set, and the output is the file to submit: index, prediction. For any other file the
+output has its sentences, the prediction and the probability of every label.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from bipft_jax.training.evaluation import outputs
 from bipft_jax.training.step import prediction_step
 
 _BATCH_SIZE = 32
-_MAX_LENGTH = 128  # of a model that was imported, whose run says nothing
+_MAX_LENGTH = 128  # tokens, for an imported model, whose run has no max_length
 
 
 def best_seed(workdir: str | Path) -> Path:
-    """Of a finetuning run the directory of the seed with the best dev score; any other run is its
-    own.
+    """The directory of a finetuning run's seed with the best dev score; for any other run the
+    workdir itself.
 
-    Raises: ValueError for a run on all tasks, or a result.json that is not one.
+    Raises: ValueError for a run on all tasks, or an invalid result.json.
     """
     path = Path(workdir) / RESULT_NAME
     summary = read_result(path) if path.exists() else {}
@@ -60,9 +60,10 @@ def best_seed(workdir: str | Path) -> Path:
 
 
 def task_of(source: Source, name: str | None) -> glue.GlueTask:
-    """The task that a model was finetuned on, or the named one for a model that does not say.
+    """The task that a model was finetuned on; `name` is for models that do not store their task.
 
-    Raises: ValueError if it is not known, another than the model's, or has other outputs.
+    Raises: ValueError if neither gives a task, `name` is unknown or differs from the model's task,
+      or the task has another number of outputs.
     """
     trained = source.run.get("task")
     if name is None and trained is None:
@@ -75,17 +76,17 @@ def task_of(source: Source, name: str | None) -> glue.GlueTask:
 
 
 def answers(source: Source, task: glue.GlueTask, examples: glue.Unlabelled) -> np.ndarray:
-    """The model's outputs, float32 [N, outputs]: a probability for each label of the task, or a
-    score. Warns of examples that are too long for the model and were cut.
+    """The model's outputs, float32 [N, outputs]: the probabilities of the task's labels, or a
+    score. Warns if examples are too long for the model and were truncated.
 
-    Raises: ValueError, with the row's place in the file, if one is not finite.
+    Raises: ValueError, with the row's place in the file, if an output is not finite.
     """
     split = glue.GlueSplit(
         task=task,
         split="input",
         sentences1=examples.sentences1,
         sentences2=examples.sentences2,
-        labels=np.zeros(len(examples.sentences1), np.int32),  # none are known, none are used
+        labels=np.zeros(len(examples.sentences1), np.int32),  # unknown and unused
     )
     config = source.config()
     max_length = source.run.get("max_length", min(_MAX_LENGTH, config.max_positions))
@@ -122,8 +123,8 @@ def answers(source: Source, task: glue.GlueTask, examples: glue.Unlabelled) -> n
 def rows(
     task: glue.GlueTask, examples: glue.Unlabelled, answers: np.ndarray
 ) -> Iterator[tuple[str, ...]]:
-    """The rows of the output file, its header first. Warns of scores that the benchmark would not
-    take, which a file to submit has at the nearest that it takes."""
+    """The rows of the output file, its header first. In a file to submit, scores outside the
+    benchmark's range are clipped to it, with a warning."""
     names = task.label_names or ()
     if task.is_regression:
         scores = answers[:, 0]

@@ -1,10 +1,10 @@
-"""Pretraining: from a corpus and a config to checkpoints, read top to bottom.
+"""Pretraining, from a corpus and a config to checkpoints. Read it top to bottom.
 
-Once: claim the workdir, load the corpus, make or restore the state. Then `training/loop.py`, which
-has the order of updates, telemetry, held-out evaluation and checkpoints. At the end
-WORKDIR/result.json has what the best and the last checkpoint score. A batch, its masks and its
-dropout are functions of the seed and the step, so a run that is started again goes on as if it had
-not stopped.
+First it claims the workdir, loads the corpus, and creates or restores the state. Then it runs
+`training/loop.py`, which documents the order of updates, telemetry, held-out evaluation and
+checkpoints. At the end it writes the scores of the best and the last checkpoint to
+WORKDIR/result.json. A batch, its masks and its dropout are functions of the seed and the step, so a
+restarted run continues as if it had not stopped.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ _AFTER_DIVERGENCE = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run is made of; everything here follows from the config and the corpus. The teacher is
-    not in it yet."""
+    """The parts of a run that follow from the config and the corpus; the learner has no teacher
+    yet."""
 
     config: ml_collections.ConfigDict
     corpus: Corpus
@@ -73,12 +73,12 @@ class Run:
 
     @property
     def from_corpus(self) -> FromCorpus:
-        """How the objective is learned from a corpus."""
+        """The part of the objective that learns from a corpus."""
         return self.learner.objective.from_corpus
 
 
 def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
-    """Pretrains a model, or goes on with a run that was stopped.
+    """Pretrains a model, or resumes a stopped run.
 
     Arguments:
       config: of `configs/pretrain.py`.
@@ -87,10 +87,10 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
 
     Returns: the final state, as it was saved.
 
-    Raises: ValueError with what to change, for a corpus, checkpoint, teacher, workdir or config
-      that does not fit or is not what the run was begun with, or a workdir that another job has;
-      FloatingPointError when losses or gradients are no longer finite. SystemExit (0) after
-      SIGTERM, when the state has been saved.
+    Raises: ValueError that says what to change, for a corpus, checkpoint, teacher, workdir or
+      config that does not fit or differs from that of the resumed run, or a workdir that another
+      job uses; FloatingPointError once losses or gradients stay non-finite; SystemExit (0) after
+      SIGTERM, once the state is saved.
     """
     check_keys(config, "pretrain")
     workdir = str(absolute(workdir))
@@ -135,8 +135,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
 def make_run(config: ml_collections.ConfigDict) -> Run:
     """Loads the corpus and builds model, optimiser and mesh.
 
-    Raises: ValueError for a missing corpus, keys that do not go together, or a batch that does not
-      split.
+    Raises: ValueError for a missing corpus, incompatible keys, or a batch that does not split.
     """
     if not config.corpus_dir:
         raise ValueError(
@@ -186,7 +185,7 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
 
 
 def begin(run: Run, source: Source | None) -> TrainState:
-    """The state before the first update, from a source or from scratch."""
+    """The state before the first update, from a source or from random parameters."""
     if source is not None:
         verify_tokenizer(source.tokenizer.to_dict(), run.corpus.tokenizer)
         say(f"starting from {source.described()}")
@@ -196,7 +195,7 @@ def begin(run: Run, source: Source | None) -> TrainState:
 
 
 def place_teacher(run: Run, source: Source) -> tuple[Teacher, Params]:
-    """The teacher of a checkpoint, and its parameters on the devices."""
+    """The teacher from a checkpoint, and its parameters on the devices."""
     config = run.config
     verify_tokenizer(source.tokenizer.to_dict(), run.corpus.tokenizer)
     require_initialised_scales(source)
@@ -209,7 +208,7 @@ def place_teacher(run: Run, source: Source) -> tuple[Teacher, Params]:
 
 
 def batches(run: Run, first: int, last: int) -> Iterator[dict[str, jax.Array]]:
-    """Global batches number first to last - 1, on the devices."""
+    """The global batches of the updates `first` to `last` - 1, on the devices."""
     size, mesh = run.config.batch_size, run.learner.mesh
     host_batches = pretraining_batches(
         run.examples,
@@ -226,8 +225,8 @@ def batches(run: Run, first: int, last: int) -> Iterator[dict[str, jax.Array]]:
 def evaluation_of(run: Run) -> Any:
     """The function (parameters, update) -> held-out metrics.
 
-    It raises FloatingPointError where `best_metric` is not finite, so that a state with NaN is
-    never saved as good.
+    The function raises FloatingPointError if `best_metric` is not finite, so that a state with NaN
+    is never saved as good.
     """
     how, learner = run.from_corpus, run.learner
     step = jax.jit(evaluation_step(learner.objective, learner.model, how.measure(run.corpus)))
@@ -247,7 +246,7 @@ def evaluation_of(run: Run) -> Any:
 
 
 def course_of(run: Run, workdir: str) -> Course:
-    """What the loop is given."""
+    """The arguments of the loop."""
     config, learner = run.config, run.learner
     size, length, last = config.batch_size, run.examples.sequence_length, config.num_updates
     model_config = learner.model.config

@@ -1,4 +1,4 @@
-"""A job of several processes: how they find each other, who speaks, and when all stop together."""
+"""Jobs of several processes: joining, printing once, and stopping all after the same update."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 def join(
     find: bool, coordinator_address: str | None, num_processes: int | None, process_id: int | None
 ) -> None:
-    """Makes this process one of a job, before anything else is done with JAX.
+    """Joins this process to a job. Call it before any other use of JAX.
 
     Arguments:
-      find: let JAX find the others: on a Cloud TPU slice, on GKE and under Slurm it knows how.
-      coordinator_address: else HOST:PORT of process 0, the same for all; with num_processes, and
-        process_id from 0.
+      find: let JAX discover the other processes, as it can on a Cloud TPU slice, on GKE and under
+        Slurm.
+      coordinator_address: otherwise HOST:PORT of process 0, the same for all processes, with
+        num_processes and process_id (from 0).
 
-    Raises: ValueError if only some of the three are given, or the job was not found.
+    Raises: ValueError if only some of the three are given, or JAX cannot join the job.
     """
     given = {
         "coordinator_address": coordinator_address,
@@ -53,22 +54,23 @@ def join(
 
 
 def is_first() -> bool:
-    """Whether this process writes what a job writes once: logs, results, workdir files."""
+    """Whether this process writes the files that a job writes once: logs, results, the workdir."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """Prints, once in a job."""
+    """Prints once per job."""
     if is_first():
         print(text, flush=True)
 
 
 @contextmanager
 def failing_at_once() -> Iterator[None]:
-    """Ends this process of a job at once when its work fails, having printed why.
+    """On failure prints the error and exits this process of a job immediately.
 
-    Python's usual end waits for the other processes, as JAX asks of it, and those wait for this one
-    in a collective: minutes later all abort. JAX notices one that is gone, and ends the others.
+    Python's normal exit would wait for the other processes (JAX's exit handler), while these wait
+    for this one in a collective, and all would abort minutes later. JAX detects a process that is
+    gone, and ends the others.
     """
     try:
         yield
@@ -88,9 +90,9 @@ def failing_at_once() -> Iterator[None]:
 class Interruption:
     """Tells loops to save and stop, after the same update in all processes.
 
-    A process alone listens for SIGTERM. In a job JAX does, and for the platform's notice that a
-    machine will be taken; whichever process hears it, all agree on a moment that is still to come.
-    Once heard it stays: the loop that is to stop may be the next one.
+    A single process handles SIGTERM itself. In a job JAX handles SIGTERM and the platform's
+    preemption notice; whichever process receives it, all agree on a future update. A request stays
+    set, so that a stop requested between two loops stops the next one.
     """
 
     def __init__(self):
@@ -100,17 +102,17 @@ class Interruption:
         self._heard = True
 
     def requested(self) -> bool:
-        """Whether the loop should save and stop now; every process asks after every update."""
-        # JAX agrees on the number after the highest that any process has asked with, and answers to
-        # that number alone: updates, which begin anew with a seed and late with a restored state,
-        # would miss it.
+        """Whether the loop must save and stop now; every process calls it after every update."""
+        # JAX agrees on the number after the highest that any process has queried, and returns True
+        # for that number only. The step could miss it: it restarts with every seed, and a restored
+        # state begins late.
         if multihost_utils.reached_preemption_sync_point(next(_asked)):
             self._heard = True
         return self._heard
 
     @staticmethod
     def stop(step: int, checkpointer: Checkpointer, save: Callable[[], None]) -> NoReturn:
-        """Saves, unless the step is saved, and ends the process as one that succeeded."""
+        """Saves the state, unless the step is already saved, and exits with status 0."""
         if checkpointer.latest_step() != step:
             save()
         checkpointer.wait()
@@ -118,19 +120,19 @@ class Interruption:
         raise SystemExit(0)
 
 
-_asked = itertools.count(1)  # JAX's agreement is one for the life of the process
+_asked = itertools.count(1)  # JAX's sync point lives as long as the process
 _listening: Interruption | None = None
 
 
 @contextmanager
 def interruption() -> Iterator[Interruption]:
-    """Listens while the context lasts. Inside another one that goes on: what was heard between two
-    loops is not forgotten."""
+    """Listens while the context lasts. A nested context yields the outer `Interruption`, so that a
+    request between two loops is not lost."""
     global _listening
     if _listening is not None:
         yield _listening
         return
-    # In a job JAX listens itself; and only the main thread may.
+    # In a job JAX listens itself; only the main thread may set a signal handler.
     alone = jax.process_count() == 1
     handles = alone and threading.current_thread() is threading.main_thread()
     _listening = Interruption()

@@ -1,7 +1,7 @@
-"""The stages of a finetuning: a chain of recipes, each the start and the teacher of the next.
+"""The stages of finetuning: a chain of recipes, each the start and the teacher of the next.
 
-With `intermediate_recipes` (BiT's progressive distillation, SPEC 3) each seed has several stages:
-WORKDIR/stage_1_RECIPE/seed_N and so on come first, the last stage is WORKDIR/seed_N.
+With `intermediate_recipes` (BiT's progressive distillation, SPEC 3) every seed has several stages:
+first WORKDIR/stage_1_RECIPE/seed_N and so on, last WORKDIR/seed_N.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from bipft_jax.training.step import prediction_step
 class Stage:
     """The finetuning of one recipe.
 
-    before: the stage whose best checkpoint is this one's start and teacher; None of the first.
-    directory: that of its seeds, in WORKDIR: "" of the last stage.
-    label: what its progress lines begin with.
+    before: the stage whose best checkpoint is this stage's start and teacher; None for the first.
+    directory: of its seeds, in WORKDIR; "" for the last stage.
+    label: its progress lines begin with it.
     learner, predict: compiled once for all seeds.
     """
 
@@ -58,10 +58,10 @@ def make_stages(
 ) -> Stage:
     """The last stage, linked to those of the intermediate recipes before it.
 
-    source, teacher: the first stage's. total: updates of each stage.
+    source, teacher: of the first stage. total: updates per stage.
 
-    Raises: ValueError for a checkpoint that is not one for the first stage, or a model that the
-      mesh does not split.
+    Raises: ValueError for a checkpoint that does not fit the first stage, or a model that does not
+      split over the mesh.
     """
     objective = classification(task.num_outputs)
     schedule, optimizer = make_optimizer(config, total)
@@ -80,7 +80,7 @@ def make_stages(
                 recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights
             ),
         )
-        if stage is None and config.pretrained:  # on shapes only: is the checkpoint one for it?
+        if stage is None and config.pretrained:  # does the checkpoint fit? on shapes only
             shapes = objective.abstract_params(model_config)
             warm_started(shapes, model_config, objective, source)
         sharding.check_model(model_config, mesh)
@@ -101,17 +101,17 @@ def make_stages(
 
 
 def distillation_of(config: ml_collections.ConfigDict) -> Distillation:
-    """What the student learns from its teacher."""
+    """The distillation loss of a config."""
     return bit_distillation_of_scores if config.score_mse else DISTILLATIONS[config.distillation]
 
 
 def make_teacher(
     config: ml_collections.ConfigDict, task: glue.GlueTask, student: Source, source: Source
 ) -> TaskTeacher:
-    """The finetuned teacher of a checkpoint.
+    """The finetuned teacher from a checkpoint.
 
     Raises: ValueError for a teacher of another task, with another number of outputs or another
-      tokenizer, or one whose hidden states cannot be compared.
+      tokenizer, or with hidden states of another shape than the student's.
     """
     verify_tokenizer(source.tokenizer.to_dict(), student.tokenizer)
     if source.run.get("task", task.name) != task.name:
@@ -120,12 +120,12 @@ def make_teacher(
             f"{task.name}"
         )
     require_outputs(source, task)
-    compared = ("layers", "hidden", "heads")  # the last by direction matching's relations only
+    compared = ("layers", "hidden", "heads")  # heads matter to direction_matching's relations only
     for name in compared if config.distillation == "direction_matching" else compared[:2]:
         theirs, ours = source.architecture[name], student.architecture[name]
         if theirs != ours:
             raise ValueError(f"the teacher has {name} {theirs}, the student {ours}: must be equal")
-    # Those of an imported model, whose directory may name them.
+    # The labels of an imported model, if its directory named them.
     labels, ours = source.run.get("labels", []), list(task.label_names or ())
     if labels != ours and sorted(labels) == sorted(ours):
         raise ValueError(
@@ -139,7 +139,7 @@ def make_teacher(
 
 
 def make_optimizer(config, total: int) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The learning rate by update, and the optimiser, for a run of `total` updates."""
+    """The learning-rate schedule and the optimiser of a run of `total` updates."""
 
     def scheduled(rate: float) -> optax.Schedule:
         if config.schedule == "constant":

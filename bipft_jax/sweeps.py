@@ -1,8 +1,8 @@
-"""Sweeps: the points of a grid run one after another, then one table and one plot of them all.
+"""Sweeps: runs of all points of a grid, with one table and one plot.
 
-A point is the config's keys with a value each. It runs in a directory of its own, WORKDIR/NAME, and
-is finished once a run's result.json is there, so a sweep that was stopped goes on where it was.
-`launch/sweep.py` is the command; from Python or Colab, with the loops as they are:
+A point maps config keys to values. It runs in a directory of its own, WORKDIR/NAME, and is finished
+once the directory has a run's result.json, so a stopped sweep resumes. `launch/sweep.py` is the
+command; from Python or Colab:
 
     def start(point, workdir):
         config = get_config("bipft_b,rte")
@@ -14,7 +14,7 @@ is finished once a run's result.json is there, so a sweep that was stopped goes 
     print(summary(points, "runs/sweep"))
     figure(points, "runs/sweep")
 
-What all points share is not in their names: another setting of it needs another WORKDIR.
+Settings that all points share are not in their names: another setting needs another WORKDIR.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ from bipft_jax.reports.results import Scores, finished_scores
 
 TABLE_NAME = "sweep.csv"
 FIGURE_NAME = "sweep.png"
-FAILURE_NAME = "failed.txt"  # in the directory of a point: why its last start failed
+FAILURE_NAME = "failed.txt"  # in the directory of a point: the traceback of its last start
 
 Point = dict[str, Any]
 
 _SEED_KEYS = ("seed", "seeds")  # of pretraining, of finetuning
 _LONGEST_NAME = 120  # characters; file systems take 255 bytes
 _COLUMNS = 4
-_MOST_TICKS = 8  # values of a numeric axis that are written out, each under its own tick
+_MOST_TICKS = 8  # a numeric axis with at most so many values has a tick at every value
 
 
 def product(*lists: Sequence[Mapping[str, Any]], **values: Iterable[Any]) -> list[Point]:
-    """Every combination of the named values and of the points of the lists, the last one varying
+    """Every combination of the points of the lists and the named values, the last one varying
     fastest: `product(zipped(size=("tiny", "mini"), learning_rate=(2e-3, 1e-3)), seed=(0, 1))`.
 
-    Raises: ValueError for a key named twice, or a value that is not in a list of values.
+    Raises: ValueError for a duplicate key, or a single value instead of a list of values.
     """
     factors = [*lists, *([{key: value} for value in _values(key, values[key])] for key in values)]
     points = []
@@ -73,9 +73,9 @@ def product(*lists: Sequence[Mapping[str, Any]], **values: Iterable[Any]) -> lis
 
 
 def zipped(**values: Iterable[Any]) -> list[Point]:
-    """The first values of all keys together, then the second, and so on.
+    """A point of the first values of all keys, then one of the second values, and so on.
 
-    Raises: ValueError if there are not as many of each, or a value is not in a list of values.
+    Raises: ValueError for lists of unequal length, or a single value instead of a list of values.
     """
     columns = {key: _values(key, column) for key, column in values.items()}
     if len({len(column) for column in columns.values()}) > 1:
@@ -91,8 +91,9 @@ def _values(key: str, values: Iterable[Any]) -> list[Any]:
 
 
 def point_name(point: Mapping[str, Any]) -> str:
-    """The name of a point's directory, `learning_rate=0.0003,seeds=0`, the same in any order of
-    its keys. What a file name cannot have is replaced, and a hash tells such names apart.
+    """The name of a point's directory, such as `learning_rate=0.0003,seeds=0`, independent of the
+    order of its keys. Characters unfit for a file name are replaced, and a hash keeps such names
+    unique.
 
     Raises: ValueError for a point without values.
     """
@@ -108,19 +109,19 @@ def point_name(point: Mapping[str, Any]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value for a name, an axis or a legend: of a tuple its parts with plus signs between."""
+    """A value as text for a name, an axis or a legend; the parts of a tuple are joined by "+"."""
     return "+".join(map(value_text, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def label(values: Mapping[str, Any], separator: str = ", ") -> str:
-    """KEY=VALUE of all."""
+    """KEY=VALUE of all entries, joined by the separator."""
     return separator.join(f"{key}={value_text(value)}" for key, value in values.items())
 
 
 def named(points: Iterable[Mapping[str, Any]]) -> dict[str, Point]:
     """The points by name, in order.
 
-    Raises: ValueError if there are none, or two have one name.
+    Raises: ValueError for no points, or two points with the same name.
     """
     found: dict[str, Point] = {}
     for point in points:
@@ -134,11 +135,11 @@ def named(points: Iterable[Mapping[str, Any]]) -> dict[str, Point]:
 
 
 def outcome(directory: str | Path) -> tuple[str, Scores | None]:
-    """The state of the point that runs in a directory, "finished", "failed" or "waiting" (not begun
-    or not at its end), and the scores of a finished one."""
+    """The state of the point of a directory, "finished", "failed" or "waiting" (not started or not
+    complete), and the scores of a finished point."""
     try:
         scores = finished_scores(directory)
-    except ValueError:  # not written by a run: the point is to be started again
+    except ValueError:  # not written by a run: the point must start again
         return "failed", None
     if scores is not None:
         return "finished", scores
@@ -151,20 +152,20 @@ def run(
     workdir: str | Path,
     parallel: int = 1,
 ) -> dict[str, str]:
-    """Starts every point that is not finished, and keeps WORKDIR's table and plot up to date.
+    """Runs every unfinished point, and keeps WORKDIR's table and plot up to date.
 
     Arguments:
-      start: called with a point and its directory, which exists; leaves a run's result.json there.
-        What it raises is recorded in the directory, and the other points go on.
-      parallel: points at a time. With 1 they run in the calling thread. With more they run in
-        threads: an interruption then starts no further point, but only `start` itself can end what
-        is running (a process, say).
+      start: called with a point and its directory, which exists; writes a run's result.json into
+        the directory. An exception is recorded in the directory, and the other points still run.
+      parallel: number of points at a time. One runs in the calling thread, several run in threads.
+        With threads an interruption starts no further point, but only `start` can end the running
+        ones (processes, say).
 
-    Returns: why points failed, by name.
+    Returns: the errors of failed points, by name.
 
-    Raises: ValueError for no points, two of one name, no parallel ones, finished points that stand
-      on different inputs or a workdir that is gs:// or the like; OSError if table or plot cannot be
-      written.
+    Raises: ValueError for no points, two points with the same name, `parallel` below 1, finished
+      points with different inputs, or a workdir that is gs:// or the like; OSError if table or plot
+      cannot be written.
     """
     require_local({"workdir": workdir})
     by_name, workdir = named(points), Path(workdir)
@@ -208,8 +209,8 @@ def run(
 
 
 def _check_inputs(name: str, by_name: Mapping[str, Point], workdir: Path) -> None:
-    """Raises ValueError if a finished point stands on another corpus, task or checkpoint than the
-    first finished one, but for those that are swept: one table would compare what cannot be."""
+    """Raises ValueError if a finished point used another corpus, task or checkpoint than the first
+    finished point, unless that key is swept: their scores would not be comparable."""
     finished = [other for other in by_name if outcome(workdir / other)[0] == "finished"]
     if name not in finished:
         return
@@ -225,7 +226,7 @@ def _check_inputs(name: str, by_name: Mapping[str, Point], workdir: Path) -> Non
 
 
 def _attempts(attempt: Callable[[str], Any], names: list[str], parallel: int) -> Iterator[Any]:
-    """What the attempts return, as each ends."""
+    """The results of the attempts, in the order in which they end."""
     if parallel == 1:
         yield from map(attempt, names)
         return
@@ -244,8 +245,8 @@ def _mean_text(directory: Path) -> str:
 
 
 def rows(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> list[dict[str, Any]]:
-    """One row for each point and seed: the swept values, seed (None where the point does not say
-    and has not finished), state as of `outcome`, and every score of a finished one."""
+    """One row per point and seed: the swept values, the seed (None for an unfinished point that
+    does not sweep it), the state by `outcome`, and all scores of a finished point."""
     table = []
     for name, point in named(points).items():
         state, scores = outcome(Path(workdir) / name)
@@ -260,7 +261,7 @@ def _seeds(point: Mapping[str, Any]) -> tuple[int | None, ...]:
 
 
 def write_table(table: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Replaces a CSV file by the rows, with a column for every key that any of them has."""
+    """Replaces a CSV file by the rows, with one column per key that any row has."""
     columns = list(dict.fromkeys(key for row in table for key in row))
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
@@ -269,7 +270,7 @@ def write_table(table: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def write_report(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> None:
-    """Writes WORKDIR/sweep.csv and WORKDIR/sweep.png of these points as they are now."""
+    """Writes WORKDIR/sweep.csv and WORKDIR/sweep.png from the current state of the points."""
     points, workdir = list(points), Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     write_table(rows(points, workdir), workdir / TABLE_NAME)
@@ -279,10 +280,10 @@ def write_report(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> No
 
 @dataclasses.dataclass
 class _Setting:
-    """The points that differ in their seeds only.
+    """Points that differ in their seeds only.
 
-    values: the keys that they share. scores: of finished seeds, the selection metric and the name
-    of the point. states: of the points.
+    values: the swept keys but the seed. scores: finished seed -> (selection metric, name of the
+    point). states: of the points.
     """
 
     values: Point
@@ -299,15 +300,15 @@ class _Setting:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation over seeds; NaN of a single one."""
+        """The standard deviation over seeds; NaN for a single seed."""
         return float(np.std(self.by_seed, ddof=1)) if len(self.scores) > 1 else math.nan
 
 
 def _settings(
     points: Iterable[Mapping[str, Any]], workdir: str | Path
 ) -> tuple[list[_Setting], dict[str, bool]]:
-    """The settings in order of appearance; the selection metrics of the finished ones, and whether
-    higher is better."""
+    """The settings in order of appearance, and the selection metrics of the finished ones, with
+    whether higher is better."""
     settings: dict[str, _Setting] = {}
     metrics = {}
     for name, point in named(points).items():
@@ -323,10 +324,10 @@ def _settings(
 
 
 def summary(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> str:
-    """A table for reading: for each setting but for the seed, mean and standard deviation of the
-    selection metric over its seeds; then which setting is best, and its best run.
+    """A table as text: for every setting, mean and standard deviation of the selection metric over
+    its seeds; then the best setting and its best run.
 
-    Where metrics differ, as between tasks, none is the best.
+    If metrics differ, as between tasks, no setting is the best.
     """
     settings, metrics = _settings(points, workdir)
     keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
@@ -363,11 +364,11 @@ def _metric_text(metrics: Iterable[str], prefix: str = "") -> list[str]:
 
 
 def figure(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> Figure:
-    """One panel for each swept key but the seed: the selection metric against the value, mean and
-    standard deviation over seeds, single seeds as dots, a line for each setting of the other keys.
+    """One panel per swept key except the seed: the selection metric against the value, as mean and
+    standard deviation over seeds with single seeds as dots, one line per setting of the other keys.
 
-    A numeric axis is logarithmic where the values span a factor of 10 or more. Points that are
-    not finished have a place on the axis only.
+    A numeric axis is logarithmic if the values span a factor of 10 or more. Unfinished points
+    appear on the axis only.
     """
     settings, metrics = _settings(points, workdir)
     keys = list(dict.fromkeys(key for setting in settings for key in setting.values)) or [None]

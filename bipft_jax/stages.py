@@ -110,8 +110,8 @@ def make_teacher(
 ) -> TaskTeacher:
     """The finetuned teacher from a checkpoint.
 
-    Raises: ValueError for a teacher of another task, with another number of outputs or another
-      tokenizer, or with hidden states of another shape than the student's.
+    Raises: ValueError for a teacher of another task, with another number or order of outputs or
+      another tokenizer, or whose layers, width or heads do not match the student's.
     """
     verify_tokenizer(source.tokenizer.to_dict(), student.tokenizer)
     if source.run.get("task", task.name) != task.name:

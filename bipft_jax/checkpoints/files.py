@@ -159,7 +159,8 @@ def read_parameters(directory: Path, step: int) -> RestoredParameters:
 def set_aside(directory: Path, step: int) -> Path:
     """Renames a checkpoint so that nothing reads it and its step can be saved again.
 
-    Returns: the new path."""
+    Returns: the new path.
+    """
     target, count = directory / f"damaged-{step}", 1
     while target.exists():
         count += 1
@@ -192,7 +193,7 @@ def _damaged(directory: Path, step: int, found: str) -> str:
 def _damage_here() -> type[CheckpointError]:
     """The class of an error for damage that only this process has detected. In a job it is not
     DamagedCheckpointError: going on to another checkpoint would hang, because the other processes
-    wait in a collective of this one."""
+    wait for this one in a collective."""
     return DamagedCheckpointError if jax.process_count() == 1 else CheckpointError
 
 

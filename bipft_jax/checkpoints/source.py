@@ -172,8 +172,8 @@ def warm_started(fresh: Params, config: BertConfig, objective: Objective, source
 
 def _check_switches(workdir: str, theirs: dict, ours: dict) -> None:
     """Raises ValueError if a start would silently drop trained parameters or binarise
-    full-precision kernels: no switch may change under the same recipe, and `lora_rank` of trained
-    low-rank products may change under none."""
+    full-precision kernels: no switch may change if the recipe stays, and a `lora_rank` other than 0
+    may never change."""
     for name in ("estimator_rank", "lora_rank", "full_precision_weights"):
         kept = theirs["recipe"] == ours["recipe"] or (name == "lora_rank" and theirs[name])
         if kept and theirs[name] != ours[name]:

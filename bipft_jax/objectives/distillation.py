@@ -81,7 +81,7 @@ def make_teacher(
 ) -> tuple[Teacher, Any]:
     """The teacher and the part of its parameters that it uses.
 
-    Raises: ValueError if its hidden states have another shape than the student's, or it lacks a
+    Raises: ValueError if its depth, width or vocabulary differs from the student's, or it lacks a
       head that the student imitates.
     """
     for field in ("layers", "hidden", "vocab_size"):

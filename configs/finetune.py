@@ -4,15 +4,15 @@
         --config.init_from=WORKDIR --config.glue_dir=DIR --workdir=DIR
 
 RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. TASK: cola, sst2, mrpc, stsb,
-rte, wnli, qnli, qqp, mnli, all of these (`all`, with averages over those that papers count), or
+rte, wnli, qnli, qqp, mnli, all (these nine, with averages over the tasks that papers report), or
 documentation (`python -m bipft_jax.data.glue.documentation`). Size and tokenizer come from
 `init_from`.
 
-Scores are those of the best update on the first dev split; result.json also has the last update's,
-with which the reference scores MNLI-mm (SPEC quirk 14).
+Scores are of the best update on the first dev split; result.json also has those of the last update,
+which the reference uses for MNLI-mm (SPEC quirk 14).
 
 Defaults are the published recipe for base (SPEC 2.7): AdamW, constant 2e-5, batch 32, no warm-up,
-decay or clipping, the task table's epochs. Small models want a learning rate of 1e-4 to 5e-4.
+decay or clipping, the task table's epochs. Small models need a learning rate of 1e-4 to 5e-4.
 """
 
 import ml_collections
@@ -34,58 +34,57 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.teacher = ""  # workdir of one seed of a finetuning run on the same task to distil from
     config.distillation = ""  # with a teacher: "bit" or "direction_matching" (BiBERT)
     config.teacher_dropout = False  # BiT's teacher runs with its dropout active, BiBERT's without
-    # Recipes on the way to `recipe` from a teacher, ("bit_w1a2",) in BiT (as a flag: =bit_w1a2, or
-    # several as ="('bit_w1a4','bit_w1a2')"). Each trains for as many
-    # updates as the last, with the same settings, and its best checkpoint is start and teacher of
-    # the next.
+    # With a teacher: recipes to finetune before `recipe`, ("bit_w1a2",) in BiT (as a flag:
+    # =bit_w1a2, or several as ="('bit_w1a4','bit_w1a2')"). Each trains for as many updates as
+    # `recipe`, with the same settings; its best checkpoint initialises and teaches the next.
     config.intermediate_recipes = ()
-    # With "bit" on stsb: the squared error to the teacher's score. False, as in BiT's reference,
-    # leaves the soft cross entropy of a single logit: always 0, pooler and classifier never learn.
+    # With "bit" on stsb: use the squared error to the teacher's score. False, as in BiT's reference,
+    # uses the soft cross entropy of a single logit, always 0: pooler and classifier never learn.
     config.score_mse = False
     config.dropout = 0.1  # of hidden states, attention probabilities and the pooled vector
-    # True, as in BiBERT's reference: no dropout from an epoch's first evaluation to the epoch's
-    # end; needs evaluate_every.
+    # True, as in BiBERT's reference: no dropout between an epoch's first evaluation and its end;
+    # needs evaluate_every.
     config.dropout_until_evaluation = False
     config.dtype = "float32"  # of activations, or "bfloat16"
-    # Arithmetic of products of codes: "int8", "bfloat16" and "float32" give the same results. Of
-    # their gradients: "bfloat16" (within 1 %; of scales, a few) or "float32". "auto": what this
-    # machine is fast at (`bipft_jax/quantization/arithmetic.py`).
+    # Arithmetic of products of codes (compute): "int8", "bfloat16" and "float32" give the same
+    # results. Of their gradients (backward): "bfloat16" (within 1 %; of scales, a few) or "float32".
+    # "auto": what is fast on this machine (`bipft_jax/quantization/arithmetic.py`).
     config.compute = "auto"
     config.backward = "auto"
-    # "lean", "dots" and "full" keep less and less for the backward pass, and compute it again
+    # "lean", "dots" and "full" store less and less for the backward pass and recompute the rest
     # (`bipft_jax/models/remat.py`).
     config.remat = "none"
 
     # Data
     config.task = task or "sst2"
-    # Directory that holds CoLA/, SST-2/, ... as the benchmark ships them, or glue/cola/, ... as
-    # TFDS prepares them (`bipft_jax/data/glue/tfds.py`).
+    # Directory with CoLA/, SST-2/, ... as the benchmark ships them, or with glue/cola/, ... as TFDS
+    # prepares them (`bipft_jax/data/glue/tfds.py`).
     config.glue_dir = ""
     config.max_length = 128  # tokens; longer sentences are cut, pairs longest first
-    # Padded lengths that batches of like sentences come in: the longest and its half, quarter, ...;
-    # one compilation each. 1, as the references: all the longest, sentences of any length together.
+    # Number of padded lengths for batches of similar sentences: the longest, its half, quarter, ...;
+    # each compiles once. 1, as in the references: pad all batches to the longest, mix all lengths.
     config.length_buckets = 4
-    config.seeds = (0,)  # each of them finetunes once: classifier, data order and dropout
+    config.seeds = (0,)  # one finetuning per seed: of classifier, data order and dropout
 
-    # Devices: `data` splits the batch and gets those that the two others leave
+    # Devices: the axis `data` splits the batch and takes the devices that fsdp and tensor leave
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1  # splits the batch and the weights: fits larger models
-    config.mesh.tensor = 1  # splits heads, feed-forward and vocabulary: for few sequences a device
+    config.mesh.tensor = 1  # splits heads, feed-forward, vocabulary: for few sequences per device
 
     # Optimisation
-    config.epochs = 0  # passes over the training split; 0: as the task table says
-    config.max_updates = 0  # stop after so many updates; 0: after the epochs
+    config.epochs = 0  # passes over the training split; 0: the task table's
+    config.max_updates = 0  # stop after this many updates; 0: after the epochs
     config.batch_size = 32  # sequences per update, over all devices
-    # Micro-batches of an update: less memory, the same update but for dropout and, with activations
-    # of 2 or 4 bits, for their minimum, which is each micro-batch's own
+    # Micro-batches per update: less memory, the same update except for dropout and the minimum of
+    # 2-bit and 4-bit activations, which each micro-batch computes from its own values
     config.accumulation = 1
-    config.optimizer = "adamw"  # or "bert_adam": BiT's and BiBERT's, clips every tensor to norm 1
+    config.optimizer = "adamw"  # or "bert_adam", BiT's and BiBERT's: clips every tensor to norm 1
     config.learning_rate = 2e-5
     config.scale_learning_rate = 0.0  # of learned scales, with bert_adam; 0: learning_rate
-    config.schedule = "constant"  # or "linear": warm-up over a tenth of the run, then decay to 0
+    config.schedule = "constant"  # or "linear": warm-up for a tenth of the run, then decay to 0
     config.weight_decay = 0.0  # decoupled, on matrices only
     config.clip_norm = 0.0  # global gradient norm, with adamw; 0: no clipping
-    # An update whose loss or gradient is not finite is skipped; so many in a row, looked at every
+    # An update with a non-finite loss or gradient is skipped; this many in a row, checked every
     # log_every updates, stop the run
     config.max_skipped_updates = 20
 

@@ -21,7 +21,7 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.program = "pretrain"
 
-    # What is learned: a row of bipft_jax/training/objectives that is learned from a corpus
+    # What is learned: a row of bipft_jax/objectives/table.py that is learned from a corpus
     config.objective = "mlm_nsp"
 
     # Model
@@ -32,63 +32,63 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.full_precision_weights = False  # of linears; activations and embedding stay binary
     config.dropout = 0.1  # of hidden states and attention probabilities
     config.dtype = "float32"  # of activations, or "bfloat16"; latent weights are always float32
-    # Arithmetic of products of codes: "int8", "bfloat16" and "float32" give the same results. Of
-    # their gradients: "bfloat16" (within 1 %; of scales, a few) or "float32". "auto": what this
-    # machine is fast at (`bipft_jax/quantization/arithmetic.py`).
+    # Arithmetic of products of codes (compute): "int8", "bfloat16" and "float32" give the same
+    # results. Of their gradients (backward): "bfloat16" (within 1 %; of scales, a few) or "float32".
+    # "auto": what is fast on this machine (`bipft_jax/quantization/arithmetic.py`).
     config.compute = "auto"
     config.backward = "auto"
-    # For TPUs, recipes with 1-bit attention: scores and probabilities never leave the chip. It
-    # compiles for v5e and v6e and is right when interpreted, but has not run on a TPU: hence off.
+    # For TPUs, recipes with 1-bit attention: scores and probabilities never leave the chip. Off,
+    # because it compiles for v5e and v6e and is right when interpreted, but has not run on a TPU.
     config.fused_attention = False
-    # "lean", "dots" and "full" keep less and less for the backward pass, and compute it again
+    # "lean", "dots" and "full" store less and less for the backward pass and recompute the rest
     # (`bipft_jax/models/remat.py`).
     config.remat = "none"
-    config.scan_layers = True  # False compiles for minutes; the program then is faster on a TPU
+    config.scan_layers = True  # False compiles for minutes, but the program is faster on a TPU
 
     # Data
     config.corpus_dir = ""
     config.seed = 0  # of parameters, data order, masks and dropout
-    # Share of the tokens to predict; held-out text always has BERT's 0.15. An update learns more
-    # from 0.4, the text being harder to tell (arXiv:2202.08005).
+    # Fraction of tokens to predict; held-out text always uses BERT's 0.15. An update learns more
+    # from 0.4, where the text is harder to predict (arXiv:2202.08005).
     config.masking_rate = 0.15
     config.data_workers = 0  # processes that make examples; 0: threads of this one
 
     # Start
     config.init_from = ""  # workdir whose best checkpoint to start from, such as an fp model
-    config.unigram_bias = True  # from scratch, MLM bias starts at log word frequency, not at 0
+    config.unigram_bias = True  # from scratch: MLM bias starts at log word frequency, not at 0
     config.teacher = ""  # workdir of a full-precision model of the same size to distil from
     config.teacher_dropout = True  # the reference's teacher runs with its dropout active
-    # Weight of imitating the teacher's distribution of each masked token too, for which the teacher
-    # needs an MLM head. 0, as in the reference: hidden states and next-sentence distribution alone.
+    # Weight of distilling the teacher's distribution of each masked token; above 0, the teacher
+    # needs an MLM head. 0, as in the reference: only hidden states and next-sentence distribution.
     config.mlm_distillation = 0.0
 
-    # Devices: `data` splits the batch and gets those that the two others leave
+    # Devices: the axis `data` splits the batch and takes the devices that fsdp and tensor leave
     config.mesh = ml_collections.ConfigDict()
     config.mesh.fsdp = 1  # splits the batch and the weights: fits larger models
-    config.mesh.tensor = 1  # splits heads, feed-forward and vocabulary: for few sequences a device
+    config.mesh.tensor = 1  # splits heads, feed-forward, vocabulary: for few sequences per device
 
     # Optimisation, counted in updates
     config.num_updates = 10_000
     config.batch_size = 256  # sequences per update, over all devices
-    # Micro-batches of an update: less memory, the same update but for dropout and, with activations
-    # of 2 or 4 bits, for their minimum, which is each micro-batch's own
+    # Micro-batches per update: less memory, the same update except for dropout and the minimum of
+    # 2-bit and 4-bit activations, which each micro-batch computes from its own values
     config.accumulation = 1
     config.learning_rate = 5e-4  # peak; linear warm-up, then linear decay to 0
     config.warmup_updates = 500
     config.adam_epsilon = 1e-6  # BERT's own; the BiPFT reference has 1e-8
     config.weight_decay = 0.01  # decoupled, on matrices only
     config.clip_norm = 1.0  # global gradient norm; 0: no clipping
-    # An update whose loss or gradient is not finite is skipped; so many in a row, looked at every
+    # An update with a non-finite loss or gradient is skipped; this many in a row, checked every
     # log_every updates, stop the run
     config.max_skipped_updates = 20
 
     # Output
     config.log_every = 50  # updates; means over them
-    config.evaluate_every = 1_000  # updates; held-out evaluation and a checkpoint
-    # Held out: the same ones on every mesh, less what is left over when they are dealt evenly to
-    # data x fsdp shards, at most 32 a shard at a time; 0: all
+    config.evaluate_every = 1_000  # updates between held-out evaluations (and checkpoints)
+    # Held-out sequences per evaluation, at most 32 per data x fsdp shard at a time; the same on
+    # every mesh, except for the remainder of an even split over the shards; 0: all
     config.evaluation_sequences = 1_024
-    config.keep_every = 0  # keep the checkpoint of every such update beside best and latest
+    config.keep_every = 0  # updates; keep each such checkpoint besides best and latest; 0: none
     config.profile_steps = ""  # "10:15" writes WORKDIR/profile, a trace of updates 11 to 15
     return config
 

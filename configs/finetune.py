@@ -38,8 +38,8 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     # =bit_w1a2, or several as ="('bit_w1a4','bit_w1a2')"). Each trains for as many updates as
     # `recipe`, with the same settings; its best checkpoint initialises and teaches the next.
     config.intermediate_recipes = ()
-    # With "bit" on stsb: use the squared error to the teacher's score. False, as in BiT's reference,
-    # uses the soft cross entropy of a single logit, always 0: pooler and classifier never learn.
+    # With "bit" on stsb: True takes the squared error to the teacher's score; False, as in BiT's
+    # reference, the soft cross entropy of one logit, always 0: pooler and classifier never learn.
     config.score_mse = False
     config.dropout = 0.1  # of hidden states, attention probabilities and the pooled vector
     # True, as in BiBERT's reference: no dropout between an epoch's first evaluation and its end;
@@ -47,8 +47,8 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.dropout_until_evaluation = False
     config.dtype = "float32"  # of activations, or "bfloat16"
     # Arithmetic of products of codes (compute): "int8", "bfloat16" and "float32" give the same
-    # results. Of their gradients (backward): "bfloat16" (within 1 %; of scales, a few) or "float32".
-    # "auto": what is fast on this machine (`bipft_jax/quantization/arithmetic.py`).
+    # results. Of their gradients (backward): "bfloat16" (within 1 %; of scales, a few) or
+    # "float32". "auto": what is fast on this machine (`bipft_jax/quantization/arithmetic.py`).
     config.compute = "auto"
     config.backward = "auto"
     # "lean", "dots" and "full" store less and less for the backward pass and recompute the rest
@@ -61,8 +61,8 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     # prepares them (`bipft_jax/data/glue/tfds.py`).
     config.glue_dir = ""
     config.max_length = 128  # tokens; longer sentences are cut, pairs longest first
-    # Number of padded lengths for batches of similar sentences: the longest, its half, quarter, ...;
-    # each compiles once. 1, as in the references: pad all batches to the longest, mix all lengths.
+    # Number of padded lengths: the longest, its half, quarter, ...; each compiles once, and batches
+    # hold sentences of like length. 1, as in the references: one length, batches of mixed lengths.
     config.length_buckets = 4
     config.seeds = (0,)  # one finetuning per seed: of classifier, data order and dropout
 

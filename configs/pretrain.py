@@ -33,8 +33,8 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.dropout = 0.1  # of hidden states and attention probabilities
     config.dtype = "float32"  # of activations, or "bfloat16"; latent weights are always float32
     # Arithmetic of products of codes (compute): "int8", "bfloat16" and "float32" give the same
-    # results. Of their gradients (backward): "bfloat16" (within 1 %; of scales, a few) or "float32".
-    # "auto": what is fast on this machine (`bipft_jax/quantization/arithmetic.py`).
+    # results. Of their gradients (backward): "bfloat16" (within 1 %; of scales, a few) or
+    # "float32". "auto": what is fast on this machine (`bipft_jax/quantization/arithmetic.py`).
     config.compute = "auto"
     config.backward = "auto"
     # For TPUs, recipes with 1-bit attention: scores and probabilities never leave the chip. Off,

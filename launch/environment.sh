@@ -1,8 +1,9 @@
-# Sourced by quickstart.sh and test.sh: a virtual environment in .venv with this checkout installed.
+# Makes a virtual environment in .venv with this checkout installed. Sourced by quickstart.sh,
+# test.sh and mini_on_glue.sh.
 #
 #   prepare_environment EXTRAS     EXTRAS: "", "[test]" or "[test,peers]", as pip takes them
 #
-# Installs only what is new: a stamp in .venv remembers the requirements that were installed.
+# Installs only when requirements changed: a stamp in .venv records those that were installed.
 
 prepare_environment() {
   local extras="$1" python="${PYTHON:-python3}" stamp wanted

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Mini models pretrained for equal updates, finetuned on five GLUE tasks with three seeds, and a table.
+# Pretrains mini models for equal updates, finetunes them on five GLUE tasks with three seeds, and
+# prints a table.
 #
 #   bash launch/mini_on_glue.sh TEXT GLUE [RUNS]
 #
 # TEXT: directory of *-train-*.jsonl.xz and *-validation-*.jsonl.xz, 200 MB of English before
 # compression. GLUE: a glue_dir with CoLA, SST-2, MRPC, STS-B and RTE. RUNS (default
-# runs/mini_on_glue) receives everything; the same command goes on where a stopped one was, and with
-# UNTIL=pretrained ends before finetuning. The results are copied to RUNS/results: MODEL.json of
+# runs/mini_on_glue) receives everything; the same command resumes a stopped one, and
+# UNTIL=pretrained ends it before finetuning. The results are copied to RUNS/results: MODEL.json of
 # pretraining, MODEL-TASK.json of finetuning.
 #
-# On 2 cores of an AMD EPYC (Zen 4) with Python 3.11 and jax 0.10.2: 95 minutes of pretraining, 95 of
-# finetuning, with all but the first run two side by side, on a core each; one after another, as here,
-# takes longer. launch/mini_on_glue_results holds what came out:
+# On 2 cores of an AMD EPYC (Zen 4) with Python 3.11 and jax 0.10.2, pretraining took 95 minutes and
+# finetuning 95, with all but the first run in pairs, one core each; one at a time, as here, takes
+# longer. launch/mini_on_glue_results holds the results:
 #   python -m bipft_jax.comparison launch/mini_on_glue_results
 set -euo pipefail
 root="$(realpath "$(dirname "$0")/..")"
@@ -22,7 +23,7 @@ prepare_environment ""
 python=.venv/bin/python
 runs="${3:-runs/mini_on_glue}"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-# The same shapes come again and again: each is compiled once.
+# The runs share shapes: each shape is compiled once.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/$runs/compiled}"
 
 $python -m bipft_jax.data.corpus --output "$runs/corpus" \
@@ -46,8 +47,8 @@ pretrain bipft_b "${taught[@]}"
 pretrain bipft_a "${taught[@]}"
 if [[ "${UNTIL:-}" == pretrained ]]; then exit; fi
 
-# Each learns from at most 9,600 examples. Size and tokenizer of the model that is not pretrained are
-# those of bipft_b.
+# Each run trains on at most 9,600 examples. The model that is not pretrained has the size and
+# tokenizer of bipft_b.
 finetune() {  # MODEL RECIPE TASK FLAGS...
   local name="$1-$3" config="configs/finetune.py:$2,$3"
   shift 3

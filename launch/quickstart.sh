@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# From nothing to a finetuned 1-bit BERT on this machine, with Python only: no data is downloaded.
+# Trains and finetunes a 1-bit BERT on this machine. Needs only Python; downloads no data.
 #
 #   bash launch/quickstart.sh [DIRECTORY] [--config.KEY=VALUE ...]     default: runs/quickstart
 #
-# Text: the prose of the documentation of Python and of five packages that this library needs. Task:
-# which of them is a sentence about, of documents kept out of pretraining, with 20 labels for each.
-# Flags go to every run: --config.compute=float32 --config.backward=float32, for one. Run it again:
-# finished steps are not repeated, an interrupted one goes on.
+# Text: the documentation of Python and of five packages that this library requires. Task: classify
+# which of these six a sentence from a held-out document is about, with 20 labels for each. Flags go
+# to every run, such as --config.compute=float32 --config.backward=float32. When run again, it skips
+# finished steps and resumes an interrupted one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 runs=runs/quickstart

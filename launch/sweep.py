@@ -1,32 +1,32 @@
-"""Runs launch/train.py for every point of a sweep, and makes one table and one plot of them all.
+"""Runs launch/train.py for every point of a sweep, and makes one table and one plot of all points.
 
     python launch/sweep.py --config=configs/finetune.py:bipft_b,rte --config.init_from=DIR \\
         --config.glue_dir=DIR --workdir=runs/sweep --values learning_rate=1e-4,3e-4,1e-3 \\
         --values 'seeds=(0,),(1,)'
 
-The points are every combination of the --values, or without any those of the config file's
-get_hyper(). Any other key given as --config.KEY=VALUE holds for all points. Keys and the
-types of values are checked before the first point starts; --list shows the points and runs nothing.
+The points are all combinations of the --values or, without --values, the config file's get_hyper().
+--config.KEY=VALUE sets any other key for all points. Keys and the types of values are checked
+before the first point starts; --list shows the points and runs nothing.
 
-Each point has its directory WORKDIR/KEY=VALUE,...: the run's workdir, with its output in log.txt.
-WORKDIR/sweep.csv and WORKDIR/sweep.png follow the points as they end. A failed point does not hold
-up the others; the exit status is then 1. The same command again goes on where a stopped sweep was
-and tries failed points again. Table and plot are of the points that the command names; those of
-others in the same WORKDIR stay there.
+Each point has its own workdir, WORKDIR/KEY=VALUE,..., with its output in log.txt.
+WORKDIR/sweep.csv and WORKDIR/sweep.png are updated as points end. A failed point does not stop the
+others; the exit status is then 1. The same command resumes a stopped sweep and retries failed
+points. Table and plot cover the points that the command names; other points in the same WORKDIR are
+left alone.
 
-What is compiled is kept in WORKDIR/compiled, unless JAX_COMPILATION_CACHE_DIR names another place:
-points that differ in their seeds share all of it, others what does not depend on the swept value.
+The compilation cache is WORKDIR/compiled, unless JAX_COMPILATION_CACHE_DIR names another directory:
+points that differ only in seeds share all of it, others what does not depend on the swept value.
 
 --parallel=N runs N points at a time and leaves threads to XLA. On an accelerator only one process
 can own the device: leave it at 1.
 
---print_arguments runs nothing either: it prints what launch/train.py is to be given for each point
-that is not finished, in a line quoted for a shell, for other machines to run. On a TPU slice, say:
+--print_arguments runs nothing either: it prints the arguments of launch/train.py for each
+unfinished point, one shell-quoted line per point, to run on other machines. For a TPU slice:
 
     python launch/sweep.py ... --print_arguments | xargs -L 1 bash launch/tpu_vm.sh run --wait --
 
-Where WORKDIR is seen, the command without --print_arguments then makes table and plot of what is
-there; it would run here what has not finished, so look first with --list.
+On a machine that sees WORKDIR, the command without --print_arguments then makes table and plot. It
+also runs unfinished points there, so check with --list first.
 """
 
 import ast
@@ -108,11 +108,10 @@ def main(argv: list[str]) -> None:
 
 
 def checked_points(workdir: Path) -> list[dict]:
-    """The points that are asked for, each value as the config has it (1 as 1.0 where it has a
-    float).
+    """The requested points, each value in its config key's type (1 as 1.0 for a float key).
 
     Raises: ValueError for an unknown key, a value that its key cannot have, a key that is also
-      given for all points, or a directory that holds a run with other settings.
+      set for all points, or a directory that holds a run with other settings.
     """
     from bipft_jax import sweeps
     from bipft_jax.checkpoints.workdir import check_workdir
@@ -137,9 +136,9 @@ def checked_points(workdir: Path) -> list[dict]:
 
 
 def swept_values() -> list[dict]:
-    """The points of the --values; none without any.
+    """The points of the --values; empty without --values.
 
-    Raises: ValueError for one that is not KEY=VALUE,VALUE,... or a key that is there twice.
+    Raises: ValueError for one that is not KEY=VALUE,VALUE,..., or for a repeated key.
     """
     from bipft_jax.sweeps import product
 
@@ -153,9 +152,9 @@ def swept_values() -> list[dict]:
 
 
 def literals(text: str) -> list:
-    """'1e-4,3e-4' or '(0,),(1,)' or 'tiny,mini' as a list of values.
+    """Parses '1e-4,3e-4' or '(0,),(1,)' or 'tiny,mini' to a list of values.
 
-    Raises: ValueError for words in brackets or quotes that do not close.
+    Raises: ValueError for text with brackets or quotes that is not a list of Python literals.
     """
     try:
         return ast.literal_eval(f"[{text}]")
@@ -169,7 +168,7 @@ def literals(text: str) -> list:
 
 
 def literal_or_word(text: str):
-    """A number, True, False or None; else the text itself."""
+    """Parses any Python literal; returns other text as it is."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -196,12 +195,12 @@ def config_argument() -> str:
 
 
 def shared_values() -> dict:
-    """Keys that were given as --config.KEY=VALUE."""
+    """Keys set as --config.KEY=VALUE, with their values."""
     return config_flags.get_override_values(flags.FLAGS["config"])
 
 
 def config_arguments(point: dict) -> list[str]:
-    """What gives train.py the config of a point."""
+    """The --config arguments of train.py for a point."""
     values = {**shared_values(), **point}
     texts = {k: value if isinstance(value, str) else repr(value) for k, value in values.items()}
     return [
@@ -211,7 +210,7 @@ def config_arguments(point: dict) -> list[str]:
 
 
 def train_arguments(point: dict, directory: Path) -> list[str]:
-    """What train.py is given to run a point in a directory."""
+    """The arguments of train.py that run a point in a directory."""
     verbosity = flags.FLAGS["verbosity"]
     return [
         f"--workdir={directory}",
@@ -221,7 +220,7 @@ def train_arguments(point: dict, directory: Path) -> list[str]:
 
 
 def config_of(point: dict) -> ConfigDict:
-    """The config that train.py will have, read from the same arguments.
+    """The config that train.py will build, parsed from the same arguments.
 
     Raises: ValueError for an unknown key or a value of another type.
     """
@@ -233,8 +232,8 @@ def config_of(point: dict) -> ConfigDict:
 
 
 def interrupt_on_signals() -> None:
-    """SIGTERM and a closed terminal stop the sweep as Ctrl-C does; more of them do not disturb its
-    stopping. One that the caller ignores (nohup) stays ignored."""
+    """Makes SIGTERM and SIGHUP stop the sweep as Ctrl-C does. Further signals do not interrupt the
+    shutdown. Signals that the caller ignores (nohup) stay ignored."""
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
@@ -253,11 +252,11 @@ class Runs:
     def __init__(self, workdir: Path) -> None:
         self._compiled = workdir.absolute() / "compiled"
         self._running: list[subprocess.Popen] = []
-        self._changing = threading.Lock()  # held while a process starts or all are ended
+        self._changing = threading.Lock()  # held while a process starts or all are killed
         self._stopped = threading.Event()
 
     def start(self, point: dict, directory: Path) -> None:
-        """Runs a point to its end, output appended to DIRECTORY/log.txt.
+        """Runs a point to its end and appends its output to DIRECTORY/log.txt.
 
         Raises: ChildProcessError with the last lines of output if it fails.
         """
@@ -279,7 +278,7 @@ class Runs:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    start_new_session=True,  # Ctrl-C is for the sweep, which then ends them all
+                    start_new_session=True,  # Ctrl-C reaches only the sweep, which kills all runs
                     env={"JAX_COMPILATION_CACHE_DIR": str(self._compiled), **os.environ},
                 )
                 self._running.append(process)
@@ -293,8 +292,8 @@ class Runs:
                 )
 
     def stop(self) -> None:
-        """Ends all of them at once; none starts any more. A run goes on from its last checkpoint
-        however it was ended."""
+        """Kills all processes and lets no other start. A killed run resumes from its last
+        checkpoint."""
         with self._changing:
             self._stopped.set()
             for process in self._running:
@@ -305,9 +304,9 @@ class Runs:
             process.wait()
 
     def _wait_for(self, log, directory: Path) -> bool:
-        """Locks the log, which every process that writes to it keeps locked: that of a sweep that
-        was killed lives on, and two in one workdir would spoil it. Returns whether there was one.
-        """
+        """Locks the log, waiting while another process holds it: the runs of a killed sweep live on
+        and keep their log locked, and two runs in one workdir would corrupt it. Returns whether it
+        had to wait."""
         waited = False
         while True:
             try:

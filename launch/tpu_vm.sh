@@ -3,7 +3,7 @@
 #
 #   bash launch/tpu_vm.sh --help
 #
-# On each worker, ~/bipft_jax holds source/ (this checkout), venv/, and of the run log.txt and pid.
+# On each worker, ~/bipft_jax holds source/ (this checkout), venv/, and the run's log.txt and pid.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 
@@ -132,8 +132,8 @@ runtime_version() {  # ACCELERATOR: Google's table of TPU software versions for 
   esac
 }
 
-# A shell's condition on a worker: the run that was started last is going on. After a reboot its
-# number may be another process's.
+# A shell condition, evaluated on a worker: the last run is still going. It checks the command line,
+# because after a reboot another process may have the same pid.
 # shellcheck disable=SC2016
 running='[ -s ~/bipft_jax/pid ] && grep -qs launch/train.py "/proc/$(cat ~/bipft_jax/pid)/cmdline"'
 
@@ -168,9 +168,8 @@ cd ~/bipft_jax
   if [[ -n "$bucket" ]]; then mount_bucket; fi
 }
 
-# The workers tell each other through the directory what is written and renamed, so nothing about a
-# file may be remembered. root mounts: into the directory below, where no bucket is mounted, a run
-# then cannot write.
+# Workers see each other's writes and renames through the bucket, so no metadata may be cached. root
+# makes the mount point, so that a run cannot write into it while no bucket is mounted.
 mount_bucket() {
   on_workers all "set -e
 if ! command -v gcsfuse > /dev/null; then

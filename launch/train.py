@@ -5,9 +5,9 @@
     python launch/train.py --config=configs/finetune.py:bipft_b,sst2 \
         --config.init_from=DIR --config.glue_dir=DIR --workdir=DIR
 
-Any key of the config can be given as --config.KEY=VALUE. The same command again goes on where a
-stopped run was; SIGTERM makes a run save and stop. With --distributed the same command on all hosts
-of a TPU slice is one run.
+--config.KEY=VALUE sets any key of the config. The same command resumes a stopped run; on SIGTERM a
+run saves and stops. With --distributed, the same command on all hosts of a TPU slice, GKE or Slurm
+job is one run.
 """
 
 import sys
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # orbax and tfds tell every step they take
+        logging.set_verbosity(logging.WARNING)  # orbax and tfds log every step
     # Imported late, so that --help and a mistyped flag answer at once.
     from bipft_jax import finetune_all, pretrain, processes
     from bipft_jax.config_keys import check_keys

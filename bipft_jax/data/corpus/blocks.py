@@ -1,9 +1,9 @@
 """Packs the sentences of one document into blocks, the units of BERT's pretraining data.
 
 A block is a run of consecutive sentences that fits into one example with [CLS] and two [SEP]
-(Devlin et al. 2019, `create_pretraining_data`). Unlike BERT's own script nothing is truncated: a
-document's blocks contain its tokens, each once and in order. Where a block is cut into the two
-segments of an example is decided in `bipft_jax.data.corpus.pretraining`.
+(Devlin et al. 2019, `create_pretraining_data`). Unlike BERT's own script, this module truncates
+nothing: a document's blocks contain its tokens, each once and in order. The cut of a block into the
+two segments of an example is chosen in `bipft_jax.data.corpus.pretraining`.
 """
 
 import itertools
@@ -32,17 +32,17 @@ def pack_document(
     short_sequence_probability: float,
     rng: np.random.Generator,
 ) -> tuple[list[Block], int]:
-    """Packs greedily up to a target length that is mostly the maximum, sometimes shorter.
+    """Packs greedily up to a target length: usually the maximum, sometimes shorter.
 
-    With `short_sequence_probability` a block's target is drawn uniformly from
-    [2, sequence_length - 3], so that a model meets short inputs too. A block holds at least two
-    whole sentences wherever two fit, even beyond a short target. Sentences longer than a block are
-    split into equal pieces, which count as sentences.
+    With probability `short_sequence_probability`, a block's target is drawn uniformly from
+    [2, sequence_length - 3], so that the model also sees short inputs. A block holds at least two
+    whole sentences if two fit, even beyond a short target. Sentences longer than a block are split
+    into equal pieces, which count as sentences.
 
     Arguments:
       sentences: token ids of each sentence, in order.
       sequence_length: length of an example, special pieces included; at least 8.
-      rng: drawn from once per block, twice for a short one.
+      rng: one draw per block, two for a short one.
 
     Returns:
       The blocks, and how many sentences were longer than a block. No blocks if the document has
@@ -76,8 +76,8 @@ def pack_document(
 
 
 def _join_single_tokens(sentences: Sequence[Sequence[int]]) -> list[list[int]]:
-    """A sentence of one token cannot be cut in two, so it joins the sentence before it (after it,
-    at the beginning): such sentences are stray marks, not language."""
+    """Joins each one-token sentence to the sentence before it (at the beginning, to the one after
+    it): it cannot be cut in two, and is a stray mark, not language."""
     joined: list[list[int]] = []
     for sentence in sentences:
         if joined and (len(sentence) == 1 or len(joined[-1]) == 1):

@@ -1,9 +1,9 @@
 """Turns documents into a TFDS dataset of blocks: tokenization in workers, shards on disk.
 
-The shards are written as they come and TFDS's metadata is added at the end
-(`tfds.folder_dataset.write_metadata`), instead of through a `GeneratorBasedBuilder`: its writer
-holds a whole split in memory before the first shard is written, and encodes every record in one
-process. The result is an ordinary TFDS dataset that `tfds.builder_from_directory` reads.
+Shards are written as records arrive, and TFDS's metadata at the end
+(`tfds.folder_dataset.write_metadata`). A `GeneratorBasedBuilder` would hold a whole split in memory
+before it writes the first shard, and would encode all records in one process. The result is an
+ordinary TFDS dataset that `tfds.builder_from_directory` reads.
 """
 
 import collections
@@ -28,7 +28,7 @@ from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 
 DATASET_NAME = "blocks"
 # The time to read one record grows with the records in its shard (7 us for 1,000, 30 us for 10,000,
-# 350 us for 200,000, with array_record 0.8.6); every shard that is read is also an open file.
+# 350 us for 200,000, with array_record 0.8.6); every shard being read is also an open file.
 _SMALLEST_SHARD = 10_000
 _MOST_SHARDS = 500
 _BATCH_BYTES = 500_000  # raw text sent to a worker at once
@@ -47,7 +47,7 @@ def block_features() -> tfds.features.FeaturesDict:
 
 @dataclasses.dataclass(frozen=True)
 class BlockSettings:
-    """What decides how text becomes blocks, besides the text and the tokenizer."""
+    """Everything that determines the blocks, besides the text and the tokenizer."""
 
     sequence_length: int
     short_sequence_probability: float
@@ -56,11 +56,11 @@ class BlockSettings:
 
 @dataclasses.dataclass
 class SplitCounts:
-    """What was counted while one split, or a part of it, was made; parts add up.
+    """Counts of one split or of a part of it; parts add up.
 
     Attributes:
-      documents: documents that gave at least one block; `skipped` gave none, having fewer than two
-        sentences, and `skipped_at` says where the first few are.
+      documents: documents with at least one block; `skipped` counts those with none, for lack of
+        two sentences, and `skipped_at` locates the first few.
       unigrams: int64[vocab_size], how often each id occurs.
       squared_blocks: the sum over documents of the square of their number of blocks.
     """
@@ -96,14 +96,14 @@ class NumberedDocument:
 
 @dataclasses.dataclass
 class EncodedPart:
-    """The serialised records and the counts of those documents of a batch that are in one split."""
+    """Serialised records and counts of a batch's documents that belong to one split."""
 
     counts: SplitCounts
     records: list[bytes] = dataclasses.field(default_factory=list)
 
 
 class BlockEncoder:
-    """Text documents to serialised records; a pure function of its settings and the documents."""
+    """Maps documents to serialised records; a pure function of settings and documents."""
 
     def __init__(self, tokenizer: Tokenizer, settings: BlockSettings):
         self._tokenizer = tokenizer
@@ -114,7 +114,7 @@ class BlockEncoder:
         )
 
     def __call__(self, batch: list[NumberedDocument]) -> dict[str, EncodedPart]:
-        """Encodes consecutive documents; returns what belongs to each split."""
+        """Encodes consecutive documents; returns the part of each split."""
         parts: dict[str, EncodedPart] = {}
         for item in batch:
             if item.split not in parts:
@@ -129,7 +129,7 @@ class BlockEncoder:
         counts = part.counts
         counts.raw_bytes += item.document.num_bytes
         encoded = self._tokenizer.encode_batch(split_document(item.document.text))
-        sentences = [ids for ids in encoded if ids]  # nothing is left of what shows nothing
+        sentences = [ids for ids in encoded if ids]  # invisible characters encode to no token
         blocks, num_split = pack_document(
             sentences,
             self._settings.sequence_length,
@@ -159,7 +159,7 @@ class BlockEncoder:
                     "sentence_lengths": np.array(block.sentence_lengths, np.int32),
                 }
             )
-            # `features.serialize_example` would write the fields in an order that varies.
+            # `features.serialize_example` writes the fields in varying order.
             example = self._serializer.get_tf_example(record)
             part.records.append(example.SerializeToString(deterministic=True))
 
@@ -172,14 +172,14 @@ def encode_documents(
 ) -> Iterator[dict[str, EncodedPart]]:
     """Encodes documents in parallel; yields in the order of the documents.
 
-    How the documents are batched does not depend on `num_processes`, so neither does the result.
-    Only a few batches per process are in memory at any time.
+    The batches of documents, and so the result, do not depend on `num_processes`. Only a few
+    batches per process are in memory at any time.
     """
     batches = _batches(documents)
     if num_processes == 1:
         yield from map(BlockEncoder(tokenizer, settings), batches)
         return
-    # Fresh interpreters: a fork would copy the threads' locks of libraries imported here.
+    # Spawn, because a fork would copy locks held by threads of the libraries imported here.
     pool = concurrent.futures.ProcessPoolExecutor(
         num_processes,
         mp_context=multiprocessing.get_context("spawn"),
@@ -203,7 +203,7 @@ _worker_encoder: BlockEncoder | None = None  # set once in every worker process
 def _start_worker(tokenizer: dict[str, object], settings: BlockSettings) -> None:
     global _worker_encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     _worker_encoder = BlockEncoder(tokenizer_from_dict(tokenizer), settings)
 
 
@@ -212,7 +212,8 @@ def _encode_in_worker(batch: list[NumberedDocument]) -> dict[str, EncodedPart]:
 
 
 def _batches(documents: Iterable[NumberedDocument]) -> Iterator[list[NumberedDocument]]:
-    """Consecutive documents, at least `_BATCH_BYTES` of text together except for the last."""
+    """Yields batches of consecutive documents with at least `_BATCH_BYTES` of text (the last may
+    have less)."""
     batch: list[NumberedDocument] = []
     size = 0
     for item in documents:
@@ -227,7 +228,8 @@ def _batches(documents: Iterable[NumberedDocument]) -> Iterator[list[NumberedDoc
 
 @contextlib.contextmanager
 def _as_os_error(directory: Path) -> Iterator[None]:
-    """array_record raises RuntimeError when it cannot write, on a full disk for instance."""
+    """Turns the RuntimeError that array_record raises on a failed write (a full disk, for instance)
+    into OSError."""
     try:
         yield
     except RuntimeError as error:
@@ -238,7 +240,7 @@ class DatasetWriter:
     """Writes records of several splits, in order, as the ArrayRecord shards of a TFDS dataset."""
 
     def __init__(self, directory: Path, expected_records: int):
-        """`expected_records` in all splits, roughly, decides how many go into one shard."""
+        """expected_records: rough number in all splits; determines the size of a shard."""
         self.directory = directory
         self._records_per_shard = max(_SMALLEST_SHARD, expected_records // _MOST_SHARDS)
         self._writers: dict[str, array_record_module.ArrayRecordWriter] = {}
@@ -260,7 +262,7 @@ class DatasetWriter:
             if not lengths or lengths[-1] == self._records_per_shard:
                 self._close_shard(split)
                 path = self._unfinished_path(split, len(lengths))
-                # One record to a chunk: reading one does not decompress its neighbours.
+                # One record per chunk, so that reading one does not decompress its neighbours.
                 self._writers[split] = array_record_module.ArrayRecordWriter(
                     str(path), "group_size:1"
                 )
@@ -271,7 +273,7 @@ class DatasetWriter:
             self._num_bytes[split] += len(record)
 
     def finish(self, description: str) -> None:
-        """Gives the shards their final names, which hold their number, and writes the metadata."""
+        """Renames the shards to final names, which contain the shard count; writes the metadata."""
         template = tfds.core.ShardedFileTemplate(
             data_dir=self.directory, dataset_name=DATASET_NAME, filetype_suffix="array_record"
         )

@@ -18,7 +18,7 @@ from bipft_jax.data.corpus.sources import __doc__ as sources_help
 
 
 def summary(corpus: Corpus) -> str:
-    """What a corpus holds, for people."""
+    """The contents of a corpus as text."""
     size = sum(path.stat().st_size for path in corpus.directory.rglob("*") if path.is_file())
     room = corpus.sequence_length - 3
     lines = [

@@ -1,6 +1,6 @@
 """A prepared pretraining corpus, opened.
 
-A corpus is a directory with `corpus.json` (written last: its presence means that the rest is
+A corpus is a directory with `corpus.json` (written last, so its presence means that the rest is
 complete), `tokenizer.json`, `unigram.npy` and a TFDS dataset of blocks in ArrayRecord shards.
 `python -m bipft_jax.data.corpus` makes one.
 """
@@ -28,7 +28,7 @@ class SplitInfo:
 
     Attributes:
       blocks: number of records.
-      documents: documents that gave at least one block.
+      documents: documents with at least one block.
       sentences: sentences of these documents, before long ones were split.
       tokens: ids in all blocks; `unknown_tokens` of them are [UNK].
       same_document_probability: the chance that two random blocks belong to one document.
@@ -55,18 +55,18 @@ class Corpus:
 
     A record ("block") is `dict(document, tokens, sentence_lengths)`: the number of its document in
     the corpus (int64), the ids of consecutive sentences (int32[n], 2 <= n <= sequence_length - 3),
-    and the lengths of these sentences (int32[m], with sum n). Records of a document follow
-    each other in its order.
+    and the lengths of these sentences (int32[m], with sum n). The records of a document are
+    consecutive and in its order.
 
     Attributes:
-      directory: where it is.
+      directory: path of the corpus.
       tokenizer: the tokenizer it was made with.
       sequence_length: length of an example, special pieces included.
       seed: the seed it was prepared with.
       splits: counts of "train" and "validation".
       unigram_counts: int64[vocab_size], how often each id occurs in the train split.
-      identity: what decides every byte of it (texts by their digests), wherever it is: by it a run
-        knows its corpus again.
+      identity: everything that determines its bytes (texts as digests), independent of its path; a
+        run recognises its corpus by it.
     """
 
     directory: Path
@@ -97,8 +97,8 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
 
     Raises:
       ValueError: if the directory does not exist, holds no complete corpus or one of another
-        version of this library, lacks (a part of) a file, as after an interrupted copy, or has the
-        tokenizer or the counts of another corpus; if it is gs:// or the like.
+        version of this library, lacks (part of) a file, as after an interrupted copy, or has the
+        tokenizer or the counts of another corpus; for a URL such as gs://.
     """
     require_local({"corpus directory": directory})
     directory = Path(directory)

@@ -1,5 +1,5 @@
-"""Prose in docstrings: reads source files, by parsing and never by importing them, and keeps the
-paragraphs that are English, without code, doctests, signatures and markup."""
+"""Prose in docstrings: parses source files, never imports them, and keeps the paragraphs that are
+English, without code, doctests, signatures and markup."""
 
 import ast
 import inspect
@@ -26,7 +26,7 @@ _MINIMUM_WORDS = 5
 
 
 def prose_paragraphs(text: str) -> Iterator[str]:
-    """Yields the paragraphs of a docstring or topic that are prose, each on one line."""
+    """Yields the prose paragraphs of a docstring or topic, each on one line."""
     text = _UNDERLINED_TITLE.sub("\n", inspect.cleandoc(text).expandtabs())
     for block in _BLOCK_BREAK.split(text):
         lines = block.splitlines()
@@ -67,7 +67,7 @@ def docstrings(path: Path) -> list[str]:
 
 
 def _docstrings_below(node: ast.AST) -> Iterator[str]:
-    # Only statements are visited: most nodes are expressions, and hold no docstring.
+    # Visit only statements: most nodes are expressions, which have no docstring.
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         if docstring := ast.get_docstring(node, clean=False):
             yield docstring

@@ -1,7 +1,7 @@
 """Prepares a corpus: surveys the text, trains a tokenizer if asked, writes blocks and metadata.
 
-Everything is a function of the texts and the arguments: the same ones give the same bytes, however
-many processes work on it and however often it was interrupted.
+The bytes are a function of the texts and the arguments alone; they do not depend on the number of
+processes or on interruptions.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from bipft_jax.data.tokenizers import Tokenizer, load_tokenizer, train_sentencep
 from bipft_jax.json_text import parse_json
 from bipft_jax.paths import replacing, require_local
 
-FORMAT = 2  # of corpus.json; raise it when a reader of the old one would go wrong
+FORMAT = 2  # of corpus.json; increase it when an old reader would misread the new file
 METADATA = "corpus.json"
 TOKENIZER = "tokenizer.json"
 UNIGRAMS = "unigram.npy"
 BLOCKS = "blocks"
 TRAIN, VALIDATION = "train", "validation"
 
-_UNFINISHED = "unfinished"  # marks a directory as ours before corpus.json does
+_UNFINISHED = "unfinished"  # marks a directory as ours until corpus.json exists
 _SENTENCEPIECE = "sentencepiece:"
 _SAMPLE_BYTES = 10_000_000  # of text to train a SentencePiece model on
 
@@ -44,13 +44,13 @@ class CorpusRequest:
     """What to prepare; see `python -m bipft_jax.data.corpus --help`.
 
     Attributes:
-      input: globs, `tfds:...` or an embedded corpus (see `text_sources`), for training.
+      input: globs, `tfds:...` or an embedded corpus (see `sources`), for training.
       tokenizer: a tokenizer file, or `sentencepiece:VOCAB_SIZE`.
       validation_input: as `input`; if empty, `validation_fraction` of the documents is held out.
       validation_fraction: between 0 and 1, exclusive.
       sequence_length: of an example, special pieces included.
-      short_sequence_probability: how often a block's target length is drawn at random.
-      seed: of the short blocks and of the choice of held-out documents.
+      short_sequence_probability: probability that a block's target length is random.
+      seed: seed of the short blocks and of the choice of held-out documents.
     """
 
     input: Sequence[str]
@@ -87,7 +87,7 @@ def prepare_corpus(
 
     Raises:
       ValueError: for unreadable or unusable text, a tokenizer that cannot be loaded or trained, an
-        output directory that holds something else, or a path that is gs:// or the like.
+        output directory that holds something else, or a URL such as gs://.
     """
     require_local({**vars(request), "output": output})
     output = Path(output)
@@ -134,10 +134,10 @@ def file_sizes(directory: Path) -> dict[str, int]:
 
 
 class _Survey:
-    """A first reading of all text, cheap beside tokenization.
+    """A first pass over all text, cheap compared with tokenization.
 
-    It finds unreadable text before hours are spent, knows the total for the progress bar, decides
-    which documents are held out, and takes the sample a tokenizer is trained on.
+    It fails early on unreadable text, counts the bytes for the progress bar, chooses the held-out
+    documents, and samples the text that a tokenizer is trained on.
     """
 
     def __init__(
@@ -174,14 +174,14 @@ class _Survey:
                     self.total_bytes += document.num_bytes
                     bar.update(document.num_bytes)
         if self._hold_out and self.num_held_out < 2:
-            # Too few documents for the fraction, and next-sentence pairs need two.
+            # Too few documents for the fraction; next-sentence pairs need two.
             self._forced = frozenset(n for hash_, n in smallest if hash_ >= self._limit)
             self.num_held_out += len(self._forced)
 
     def documents(self) -> Iterator[NumberedDocument]:
         """All documents, numbered, with their splits.
 
-        Raises: ValueError if they are not the text that the first reading saw.
+        Raises: ValueError if the text changed since the first pass.
         """
         number = read_bytes = 0
         for source in self._train_sources:
@@ -256,7 +256,7 @@ def _write_blocks(
     encoded = corpus_builder.encode_documents(
         survey.documents(), tokenizer, settings, num_processes
     )
-    # English has somewhat more than four bytes to a token, and blocks are not quite full.
+    # English has slightly more than four bytes per token, and blocks are not quite full.
     expected_records = survey.total_bytes // (4 * settings.sequence_length)
     with (
         corpus_builder.DatasetWriter(directory, expected_records) as writer,
@@ -327,8 +327,8 @@ def requested_vocab_size(tokenizer: str) -> int | None:
 def _check_disjoint(
     train: Sequence[TextSource], validation: Sequence[TextSource], identity: Mapping[str, Any]
 ) -> None:
-    """Raises ValueError for a text that is both trained and validated on, and warns of one that is
-    trained on twice, whatever names it has."""
+    """Raises ValueError for a text in both training and validation input, and warns of one that is
+    twice in the training input. Compares contents, not names."""
     names: dict[str, str] = {}
     for source, content in zip(train, identity["input"], strict=True):
         if content in names:
@@ -350,7 +350,7 @@ def _identity(
     validation_sources: Sequence[TextSource],
     tokenizer: Tokenizer | None,
 ) -> dict[str, Any]:
-    """What decides every byte of the result; compared before anything is overwritten or reused."""
+    """Everything that determines the bytes of the result; compared before a directory is reused."""
     identity: dict[str, Any] = {
         "input": [source.fingerprint() for source in train_sources],
         "validation_input": [source.fingerprint() for source in validation_sources],
@@ -365,7 +365,7 @@ def _identity(
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """What `corpus.json` says. Raises ValueError if it is damaged or of another format."""
+    """Reads `corpus.json`. Raises ValueError if it is damaged or of another format."""
     path = directory / METADATA
     try:
         metadata = parse_json(path.read_bytes())
@@ -383,7 +383,7 @@ def read_metadata(directory: Path) -> dict[str, Any]:
 
 
 def _is_prepared(output: Path, identity: dict[str, Any]) -> bool:
-    """Whether `output` is complete. Raises ValueError if it is, but as something else."""
+    """Whether `output` holds this corpus. Raises ValueError if it holds a different one."""
     if not (output / METADATA).is_file():
         return False
     found = read_metadata(output)["identity"]
@@ -404,7 +404,10 @@ def _is_prepared(output: Path, identity: dict[str, Any]) -> bool:
 
 
 def _claim(output: Path) -> None:
-    """Makes the directory ours, removing only what an interrupted preparation left there."""
+    """Marks the directory as ours and removes the blocks of an interrupted preparation.
+
+    Raises: ValueError if it is not empty and not from an interrupted preparation.
+    """
     marker = output / _UNFINISHED
     if output.exists() and not marker.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty and holds no corpus; choose another --output.")

@@ -1,22 +1,21 @@
 """MLM + NSP pretraining examples, made on the fly from the blocks of a corpus.
 
-Example `p` (any integer >= 0) is a pure function of (seed, p) and of the blocks, so a run resumes
-by counting batches, and the data do not depend on the number of hosts or workers:
+Example `p` (any integer >= 0) is a pure function of (seed, p) and the blocks. So a run resumes by
+counting batches, and the data do not depend on the number of hosts or workers:
 
-1. `epoch, i = divmod(p // 2, pairs per epoch)`. The blocks are permuted anew in every epoch, and
-   blocks X and Y at places 2i and 2i + 1 of the permutation make examples 2i and 2i + 1 of the
-   epoch. So an epoch uses every block once; of an odd number of blocks it leaves a random one out.
-2. Both blocks are cut in two. Either the pair is "is next": (X1, X2), (Y1, Y2); or it is
-   "swapped": (X1, Y2), (Y1, X2). Thus the examples with a segment of another document lose no
-   text, as they would if that segment were drawn anew from the corpus.
-3. A share of the ordinary tokens, in BERT 15 %, is predicted: 80 % of them are shown as [MASK],
-   10 % as a random ordinary token, 10 % as themselves (Devlin et al. 2019, section 3.1 and
+1. `epoch, i = divmod(p // 2, pairs per epoch)`. Every epoch has its own permutation of the blocks;
+   blocks X and Y at positions 2i and 2i + 1 of it make examples 2i and 2i + 1 of the epoch. An
+   epoch uses every block once; with an odd number of blocks it omits a random one.
+2. Both blocks are cut in two. The pair is either "is next": (X1, X2), (Y1, Y2); or "swapped":
+   (X1, Y2), (Y1, X2). Swapping loses no text, unlike drawing the second segment from the corpus.
+3. A fraction of the ordinary tokens (BERT: 15 %) is predicted: 80 % of them are replaced by [MASK],
+   10 % by a random ordinary token, 10 % are unchanged (Devlin et al. 2019, section 3.1 and
    appendix A.1).
 
-The lengths of the segments must not give the NSP label away, nor must a cut within a sentence.
-Therefore the two cuts of a pair are chosen before it is decided whether to swap, and jointly: at
-sentence boundaries for which a swap (nearly) keeps the pair's lengths, or, where there are none
-(as in a block of one long sentence), both within a sentence, after the same number of tokens.
+Neither the lengths of the segments nor a cut within a sentence may reveal the NSP label. Therefore
+both cuts of a pair are chosen jointly, before the swap is decided: at sentence boundaries for which
+a swap (nearly) keeps the pair's lengths, or, if no such boundaries exist (as in a block of one long
+sentence), both within a sentence, after the same number of tokens.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ Example = dict[str, np.ndarray]
 
 BERT_MASKING_RATE = 0.15
 _MASK_SHARE, _RANDOM_SHARE = 0.8, 0.1  # the remaining 10 % of the targets stay as they are
-_LENGTH_TOLERANCE = 8  # tokens by which a swap may change a length before a better cut is sought
+_LENGTH_TOLERANCE = 8  # tokens; changes of length up to this count as none when cuts are compared
 _DRAWS_PER_PAIR = 2  # uniform numbers for cuts and swap; see `_segments`
-# grain's index_shuffle needs no memory, but takes milliseconds an index where there are few.
+# grain's index_shuffle needs no memory, but takes milliseconds per index for few blocks.
 _FEW_BLOCKS = 2**14
 _ENDLESS = 2**62
 
 
 def max_predictions(sequence_length: int, masking_rate: float = BERT_MASKING_RATE) -> int:
-    """P, the number of MLM targets an example has room for: masking_rate * sequence_length, rounded
-    up (but for rounding errors of float64)."""
+    """P, the maximum number of MLM targets of an example: masking_rate * sequence_length, rounded
+    up (ignoring float64 rounding errors)."""
     return math.ceil(round(sequence_length * masking_rate, 9))
 
 
@@ -60,15 +59,16 @@ class PretrainingExamples:
     An example has static shapes, with S = sequence_length and P = max_predictions(S, masking_rate):
     input_ids, token_type_ids, attention_mask int32[S]; mlm_positions int32[P] (ascending),
     mlm_ids int32[P] (the original tokens), mlm_weights float32[P] (1 for a target; 0 for padding,
-    where position and id are 0, too); nsp_labels int32[] (0: B follows A; 1: B is of another
+    where position and id are 0 too); nsp_labels int32[] (0: B follows A; 1: B is from another
     document). A batch adds a leading axis.
 
-    Half of all examples have label 1 on average. Two blocks of one document are never swapped, so
-    pairs of two documents are swapped with probability 0.5 / (1 - s), where s is the chance that a
-    pair is of one document. With s > 0.5 (one document dominates) that is capped at 1, and only a
-    share 1 - s of the examples has label 1. `random_next_share` is the share to expect.
+    On average, half of all examples have label 1. Two blocks of one document are never swapped, so
+    pairs from two documents are swapped with probability 0.5 / (1 - s), where s is the probability
+    that both blocks are from one document. If s > 0.5 (one document dominates), it is capped at 1,
+    and only a fraction 1 - s of the examples has label 1. `random_next_share` is the expected
+    fraction.
 
-    Instances can be pickled (for worker processes) if `blocks` can, and used by several threads.
+    Instances are thread-safe, and can be pickled (for worker processes) if `blocks` can.
     """
 
     def __init__(
@@ -85,18 +85,18 @@ class PretrainingExamples:
 
         Args:
           blocks: random-access sequence of records with `document` (int), `tokens` (int[n],
-            2 <= n <= sequence_length - 3) and `sentence_lengths` (int[m], m >= 1, of sum n). Many
-            are read at a time through `__getitems__`, where it has that method.
+            2 <= n <= sequence_length - 3) and `sentence_lengths` (int[m], m >= 1, of sum n). Read
+            in batches through `__getitems__` if it has that method.
           tokenizer: only its vocab_size and special ids are used.
           sequence_length: S, tokens per example including [CLS] and two [SEP].
-          seed: any integer in [0, 2**64): decides order, boundaries, swaps and masks.
-          masking_rate: share of the ordinary tokens that are MLM targets, in (0, 1).
-          same_document_probability: sum over documents of (its share of the blocks)**2, as a corpus
-            records it. Counted from `blocks`, reading all of them, if None.
+          seed: any integer in [0, 2**64); determines order, cuts, swaps and masks.
+          masking_rate: fraction of the ordinary tokens that are MLM targets, in (0, 1).
+          same_document_probability: sum over documents of (fraction of the blocks)**2, as a corpus
+            records it. If None, counted by reading all of `blocks`.
 
         Raises:
-          ValueError: fewer than two blocks, a sequence_length < 5, a seed or a masking_rate out of
-            range.
+          ValueError: for fewer than two blocks, a sequence_length < 5, or a seed or masking_rate
+            out of range.
         """
         if len(blocks) < 2:
             raise ValueError(f"next-sentence prediction needs two blocks, there are {len(blocks)}")
@@ -121,7 +121,7 @@ class PretrainingExamples:
         if same_document_probability is None:
             documents = collections.Counter(int(block["document"]) for block in blocks)
             same_document_probability = sum((c / count) ** 2 for c in documents.values())
-        # The given probability is that of two draws with replacement; a pair is drawn without.
+        # The argument is for two draws with replacement; a pair is drawn without.
         self._same_document_share = max(0.0, (same_document_probability * count - 1) / (count - 1))
         self.random_next_share = min(0.5, 1 - self._same_document_share)
 
@@ -152,11 +152,11 @@ class PretrainingExamples:
         return self.at(range(start, stop))
 
     def at(self, positions: Sequence[int] | np.ndarray) -> Example:
-        """The examples at some positions (at least one; >= 0, ascending, below 2**63), stacked."""
+        """The examples at `positions` (at least one; >= 0, ascending, below 2**63), stacked."""
         positions = np.asarray(positions)
         if len(positions) == 0 or positions[0] < 0 or (np.diff(positions) < 1).any():
             raise ValueError(f"positions must be one or more, from 0, ascending, not {positions}")
-        # Both examples of every pair touched are made, but those not asked for are dropped.
+        # Makes both examples of every pair, and drops those not requested.
         pairs, pair_of_example = np.unique(positions // 2, return_inverse=True)
         kept = 2 * pair_of_example + positions % 2
         pair_draws, example_draws = self._uniform_numbers(pairs)
@@ -168,17 +168,17 @@ class PretrainingExamples:
         return batch
 
     def _uniform_numbers(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers in [0, 1) that depend on nothing but the seed and the pair's number.
+        """Numbers in [0, 1) that depend only on the seed and the pair's number.
 
-        Every pair owns a fixed stretch of one counter-based stream, so that a run of consecutive
-        pairs is generated in one call.
+        Every pair owns a fixed range of one counter-based stream, so that consecutive pairs are
+        generated in one call.
 
         Returns:
           float64[pairs, _DRAWS_PER_PAIR] and float64[2 * pairs, S + 2 * P].
         """
         per_example = self.sequence_length + 2 * self.max_predictions
         words = _DRAWS_PER_PAIR + 2 * per_example
-        words += -words % 4  # Philox's counter steps once in four words
+        words += -words % 4  # Philox's counter advances once per four words
         runs = np.split(pairs, np.flatnonzero(np.diff(pairs) > 1) + 1)
         raw = [
             np.random.Philox(key=self.seed, counter=int(run[0]) * (words // 4)).random_raw(
@@ -192,7 +192,7 @@ class PretrainingExamples:
         return uniform[:, :_DRAWS_PER_PAIR], for_examples.reshape(2 * len(pairs), per_example)
 
     def _order_of_epoch(self, epoch: int) -> Callable[[int], int]:
-        """A random permutation of the blocks, as a function of the place."""
+        """A random permutation of the blocks, as a function from position to block index."""
         count = len(self._blocks)
         entropy = np.random.SeedSequence((self.seed, epoch))
         if count <= _FEW_BLOCKS:
@@ -235,14 +235,14 @@ class PretrainingExamples:
         return [(x1, x2, 0), (y1, y2, 0)]
 
     def _cuts(self, x_lengths: np.ndarray, y_lengths: np.ndarray, u: float) -> tuple[int, int]:
-        """Where to cut X and Y, so that a swap fits and (nearly) keeps the pair's lengths.
+        """Chooses the cuts of X and Y such that a swap fits and (nearly) keeps the pair's lengths.
 
-        A swap turns the lengths |X|, |Y| into |Y| + d and |X| - d with d = cut_x - cut_y. These are
-        the same two lengths where d is 0 or |X| - |Y|. Of the combinations of sentence boundaries
-        that fit, those remain which change the lengths least (changes of up to _LENGTH_TOLERANCE
-        count as none). Where none fits, d is 0, within a sentence of both blocks if that is
-        possible: a whole A before a B that begins within a sentence would tell of a swap. u in
-        [0, 1) chooses among what remains.
+        A swap turns the lengths |X|, |Y| into |Y| + d and |X| - d with d = cut_x - cut_y. The two
+        lengths stay the same if d is 0 or |X| - |Y|. The candidates are the pairs of sentence
+        boundaries that fit and change the lengths least (changes up to _LENGTH_TOLERANCE count as
+        none). If no pair fits, d is 0, with both cuts within a sentence if possible: a whole A
+        before a B that begins within a sentence would reveal a swap. u in [0, 1) chooses among the
+        candidates.
         """
         x_ends, y_ends = np.cumsum(x_lengths), np.cumsum(y_lengths)
         x_size, y_size = x_ends[-1], y_ends[-1]
@@ -296,11 +296,11 @@ class PretrainingExamples:
         input_ids = batch["input_ids"]
         candidate = self._ordinary[input_ids]
         candidates = candidate.sum(axis=1)
-        # As in BERT at least one target, unless there is nothing but special tokens.
+        # As in BERT, at least one target, unless all tokens are special.
         targets = np.clip(np.rint(candidates * self.masking_rate), 1, slots)
         targets = np.minimum(targets, candidates)
-        # The candidates with the smallest draws are a uniformly random subset. The sort is stable:
-        # the order of equal keys must not depend on the machine.
+        # The candidates with the smallest draws are a uniformly random subset. The sort is stable,
+        # so that the order of equal keys does not depend on the machine.
         order = np.argsort(np.where(candidate, draws[:, :size], 1.0), axis=1, kind="stable")
         used = np.arange(slots) < targets[:, None]
         positions = np.sort(np.where(used, order[:, :slots], size), axis=1)
@@ -319,7 +319,7 @@ class PretrainingExamples:
 
 
 class _Batches:
-    """Random access to some rows of the global batches from start_batch on."""
+    """Random access to some rows of the global batches, starting at start_batch."""
 
     def __init__(
         self,
@@ -351,10 +351,10 @@ def pretraining_batches(
     rows: Sequence[int] | np.ndarray | None = None,
     num_workers: int = 0,
 ) -> Iterator[Example]:
-    """Batches of examples, made ahead of time in the background.
+    """Batches of examples, prefetched in the background.
 
-    Global batch b is examples [b * batch_size, (b + 1) * batch_size), of which a process makes the
-    rows that its devices hold: the data do not depend on the number of processes or workers. A run
+    Global batch b is examples [b * batch_size, (b + 1) * batch_size). A process makes only the rows
+    that its devices hold, so the data do not depend on the number of processes or workers. A run
     resumes after s batches with start_batch = s.
 
     Args:
@@ -362,17 +362,18 @@ def pretraining_batches(
       batch_size: examples in a global batch.
       start_batch: b of the first batch.
       num_batches: batches to yield; None for endlessly many.
-      rows: of each global batch, to make, ascending; None for all.
-      num_workers: worker processes of this host that make batches; 0 for a thread of this
-        process, which suffices up to some thousand examples a second. Workers are spawned: a
-        script that uses them needs the usual `if __name__ == "__main__":`.
+      rows: rows of each global batch to make, ascending; None for all.
+      num_workers: worker processes on this host; 0 for one thread of this process, which suffices
+        up to some thousand examples per second. Workers are spawned: a script that uses them needs
+        the usual `if __name__ == "__main__":`.
 
     Returns:
       A generator of dicts of numpy arrays with len(rows) rows (see PretrainingExamples). Its
-      `close()`, also called when it is garbage collected, ends threads and worker processes.
+      `close()`, also called on garbage collection, ends threads and worker processes.
 
     Raises:
-      ValueError: for a batch_size that is not positive, rows outside of it, or a negative number.
+      ValueError: for a batch_size that is not positive, rows outside the batch, or a negative
+        number.
     """
     rows = np.arange(batch_size) if rows is None else np.asarray(rows)
     ascending = len(rows) and (np.diff(rows) > 0).all()
@@ -392,12 +393,12 @@ def pretraining_batches(
 def _iterate(batches: _Batches, num_workers: int) -> Iterator[Example]:
     if len(batches) == 0:
         return
-    # One thread: more would only wait for each other, as this is Python and numpy on small arrays.
+    # One thread: more would only wait for the GIL (Python and numpy on small arrays).
     one_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     dataset = grain.MapDataset.source(batches).to_iter_dataset(one_thread)
     if num_workers:
         if not flags.FLAGS.is_parsed():
-            # grain's workers read absl flags, which nobody has parsed in a notebook.
+            # grain's workers read absl flags, which a notebook has not parsed.
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(options)

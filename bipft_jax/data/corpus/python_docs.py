@@ -1,13 +1,12 @@
-"""The embedded corpora: English prose that an installation of this library carries, so that
+"""The embedded corpora: English prose that is part of every installation of this library, so that
 examples and tests can pretrain on real, if technical, English without a download.
 
     python-docs     the language reference in `pydoc_data.topics` and the docstrings of the standard
                     library
-    package-docs    those, and the docstrings of the packages in `PACKAGES`, which this library
+    package-docs    python-docs and the docstrings of the packages in `PACKAGES`, which this library
                     requires: about four times the text
 
-The text depends on the versions of Python and of the packages; for one environment it is always the
-same.
+The text depends only on the versions of Python and the packages.
 """
 
 import functools
@@ -24,7 +23,7 @@ from bipft_jax.data.corpus.sentences import split_document
 PYTHON_DOCS, PACKAGE_DOCS = "python-docs", "package-docs"
 PACKAGES = ("numpy", "scipy", "sklearn", "matplotlib", "jax")
 
-# Of the documents: enough sentences to validate on and to make a sentence task of.
+# Of the documents: enough sentences for validation and for a classification task.
 HELD_OUT_FRACTION = 0.2
 
 _SKIPPED_DIRECTORIES = frozenset(
@@ -34,11 +33,11 @@ _SKIPPED_DIRECTORIES = frozenset(
 
 @functools.cache
 def documents(corpus: str) -> tuple[tuple[str, str], ...]:
-    """All documents of `PYTHON_DOCS` or `PACKAGE_DOCS` as (name, text), Python's before those of
-    the packages; paragraphs are separated by newlines.
+    """All documents of `PYTHON_DOCS` or `PACKAGE_DOCS` as (name, text), Python's first; newlines
+    separate paragraphs.
 
-    A document is a source file or a topic; its name begins with its package, if it has one. A
-    paragraph that occurs more than once (licences, copied docstrings) is kept the first time.
+    A document is a source file or a topic; its name begins with its package, if it has one. Of a
+    repeated paragraph (licences, copied docstrings), only the first occurrence is kept.
 
     Raises: ValueError if one of `PACKAGES` is not installed.
     """
@@ -71,9 +70,9 @@ def held_out_documents(corpus: str) -> list[tuple[str, str]]:
 
 
 def held_out_sentences(corpus: str) -> list[tuple[str, str]]:
-    """The distinct sentences of the held-out documents that no training document has, in order, as
-    (name of the document, sentence)."""
-    # Some paragraphs differ and yet share a sentence.
+    """The distinct sentences of the held-out documents that occur in no training document, in
+    order, as (document name, sentence)."""
+    # Paragraphs are deduplicated already, but different ones may share a sentence.
     seen = {s for _, text in training_documents(corpus) for s in split_document(text)}
     result = []
     for name, text in held_out_documents(corpus):
@@ -93,7 +92,7 @@ def _python_documents() -> Iterator[tuple[str, list[str]]]:
 
 
 def _documents_below(root: Path, prefix: str) -> Iterator[tuple[str, list[str]]]:
-    """The docstrings of each source file below a directory that has any, with the file's name."""
+    """Yields (name, docstrings) of each source file below a directory that has docstrings."""
     for directory, subdirectories, files in os.walk(root):
         subdirectories[:] = [name for name in subdirectories if name not in _SKIPPED_DIRECTORIES]
         for file in files:
@@ -103,7 +102,7 @@ def _documents_below(root: Path, prefix: str) -> Iterator[tuple[str, list[str]]]
 
 
 def _directory(package: str) -> Path:
-    """Where a package is installed; looking for it does not import it."""
+    """The installation directory of a package, located without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"{PACKAGE_DOCS} needs the package {package}: pip install -e .")

@@ -1,9 +1,9 @@
 """A small rule-based English sentence splitter.
 
-Next-sentence pairs and sentence-aligned blocks need sentences, not perfection: a wrong boundary
-costs little, reading the corpus at megabytes per second matters more. So a regular expression
-proposes boundaries (a closing mark, white space, something that may begin a sentence) and a few
-rules about abbreviations, initials and acronyms refuse some of them.
+Next-sentence pairs and sentence-aligned blocks tolerate a few wrong boundaries; speed (megabytes
+per second) matters more. A regular expression proposes boundaries (a closing mark, white space,
+something that may begin a sentence), and a few rules about abbreviations, initials and acronyms
+reject some of them.
 """
 
 import re
@@ -11,8 +11,8 @@ import re
 _OPENING = "\"'“‘«(["
 _CLOSING = "\"'”’»)\\]"
 
-# A closing mark with its quotes and brackets, white space, and a look at what follows: anything but
-# a lower-case ASCII letter may begin a sentence; other alphabets are checked in Python.
+# A closing mark with its quotes and brackets, white space, and a lookahead: anything but a
+# lower-case ASCII letter may begin a sentence; other alphabets are checked in Python.
 _CANDIDATE = re.compile(
     rf"(?<![.!?…])[.!?…]+[{_CLOSING}]*(?P<space>\s+)(?=[{re.escape(_OPENING)}]*[^\sa-z,;:\-–—])"
 )
@@ -26,12 +26,12 @@ _NEVER_FINAL = frozenset(
     "pvt adm brig gov sen rep pres supt insp eds trans cf vs v viz e.g i.e ca approx est pp nos "
     "vols figs eq".split()
 )
-# Abbreviations before a number ("No. 5", "Sept. 3"), where many are words themselves ("said no.").
+# Not the end of a sentence before a number ("No. 5"); elsewhere many are words ("said no.").
 _BEFORE_NUMBER = frozenset(
     "no vol fig ch sec art ed op nr jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues "
     "wed thu thurs fri sat sun".split()
 )
-# The end of a sentence only if a word follows that usually begins one. The letters stand for circa,
+# The end of a sentence only if the next word usually begins one. The letters stand for circa,
 # born, died and page ("d. 1602"), or for themselves ("in house d. The").
 _SOMETIMES_FINAL = frozenset(
     "jr sr inc co corp ltd bros etc esq dept univ assn ave blvd rd ph.d m.d b.a m.a u.s u.k u.n "
@@ -53,8 +53,8 @@ def split_sentences(text: str) -> list[str]:
       text: English prose; a line break counts as white space.
 
     Returns:
-      Non-empty sentences; joined by single spaces they are the text with its spaces normalised at
-      the boundaries.
+      Non-empty sentences; joined by single spaces, they give the text with normalised spaces at the
+      boundaries.
     """
     sentences = []
     start = 0

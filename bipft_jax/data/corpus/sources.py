@@ -2,18 +2,18 @@
 
 A source is named on the command line by a string:
 
-  'books/*.txt'       text files, a blank line between documents, a line is a paragraph (or, as in
-                      BERT's own data, a sentence)
-  'wiki/*.jsonl.xz'   JSON lines, one document a line in the field `text`, its paragraphs separated
-                      by newlines
+  'books/*.txt'       text files: a blank line between documents; each line is a paragraph (or, as
+                      in BERT's own data, a sentence)
+  'wiki/*.jsonl.xz'   JSON lines: one document per line in the field `text`, newlines between
+                      paragraphs
   'tfds:NAME[:SPLIT]' a TFDS dataset with a text feature `text`, one document per record; NAME may
                       be the path of a prepared dataset; SPLIT is `train` unless given
-  'python-docs'       the embedded corpus, the prose of Python's own documentation
-  'package-docs'      the same and that of NumPy, SciPy, scikit-learn, matplotlib and JAX, as they
-                      are installed (`bipft_jax.data.corpus.python_docs`)
+  'python-docs'       an embedded corpus, the prose of Python's own documentation
+  'package-docs'      python-docs and the prose of the installed NumPy, SciPy, scikit-learn,
+                      matplotlib and JAX (`bipft_jax.data.corpus.python_docs`)
 
-Text files may be plain or compressed (.gz, .xz, .zst). A name that exists is that file, also with
-brackets in it; only other names are patterns.
+Text files may be plain or compressed (.gz, .xz, .zst). The name of an existing file is that file,
+even with brackets in it; any other name is a pattern.
 """
 
 import abc
@@ -34,9 +34,9 @@ from bipft_jax.json_text import parse_json
 from bipft_jax.paths import files_named
 
 _BLOCK_BYTES = 1 << 20
-# Of compressed content: a small piece can hold a thousand times as much text.
+# Compressed bytes: a small piece can decompress to a thousand times as much text.
 _COMPRESSED_BLOCK_BYTES = 1 << 16
-# What reads one member (gzip), stream (xz) or frame (zstd); a file may have several of them.
+# Each decompresses one member (gzip), stream (xz) or frame (zstd); a file may have several.
 _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(wbits=16 + zlib.MAX_WBITS),
     ".xz": lzma.LZMADecompressor,
@@ -44,7 +44,7 @@ _DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
 }
 _DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
-# Categories of Unicode, and letters and a symbol that are empty (Hangul fillers, a Braille blank).
+# Unicode categories; and letters and symbols without a glyph (Hangul fillers, the Braille blank).
 _INVISIBLE = frozenset(("Cc", "Cf", "Cn", "Co", "Cs", "Mn"))
 _FILLERS = frozenset("\u115f\u1160\u2800\u3164\uffa0\ufffd")
 _TFDS_SPEC = re.compile(r"tfds:(?P<name>[^:]+(?::[\d.*]+(?=:|$))?)(?::(?P<split>.+))?")
@@ -56,9 +56,9 @@ class Document:
 
     Attributes:
       text: paragraphs separated by newlines.
-      where: where it begins, for messages, such as `file:line`.
+      where: where it begins, such as `file:line`, for error messages.
       num_bytes: length of `text` in UTF-8.
-      held_out: True or False where the source itself says which split the document belongs to.
+      held_out: whether the document is held out, if the source decides that; else None.
     """
 
     text: str
@@ -68,13 +68,13 @@ class Document:
 
 
 class TextSource(abc.ABC):
-    """Something that yields the same documents in the same order whenever it is asked."""
+    """Yields the same documents in the same order on every call."""
 
     name: str
 
     @abc.abstractmethod
     def documents(self) -> Iterator[Document]:
-        """Reads all documents from the beginning. Raises ValueError, saying where, if it cannot."""
+        """Reads all documents from the beginning. Raises ValueError that says where it failed."""
 
     @abc.abstractmethod
     def fingerprint(self) -> str:
@@ -82,11 +82,11 @@ class TextSource(abc.ABC):
 
 
 def open_sources(specs: Sequence[str]) -> list[TextSource]:
-    """The sources that the strings name; files of a pattern in sorted order, each only once.
+    """Opens the sources named by `specs`; a pattern's files in sorted order, each file once.
 
     Raises:
-      ValueError: for a name or a pattern of no file, for what can be read only once (a pipe), a
-        file that is neither text nor JSON lines, or both embedded corpora.
+      ValueError: for a name or pattern that matches no file, a file that can be read only once (a
+        pipe), a file that is neither text nor JSON lines, or both embedded corpora.
     """
     sources: dict[str, TextSource] = {}
     for spec in specs:
@@ -146,7 +146,7 @@ class FileSource(TextSource):
                 f"({error.reason}). Convert the file to UTF-8."
             ) from error
         except (MemoryError, *_DAMAGED) as error:
-            # The window of zstd and the dictionary of xz are of the file's choice.
+            # The file sets the size of zstd's window and of xz's dictionary.
             if isinstance(error, MemoryError) or "memory" in str(error):
                 reason = "more memory is needed to decompress it than may be used"
             else:
@@ -168,7 +168,7 @@ class FileSource(TextSource):
         paragraphs: list[str] = []
         first = 0
         for number, line in self._lines():
-            for part in line.split("\r"):  # the line breaks of old Macs, or of half a conversion
+            for part in line.split("\r"):  # classic Mac OS line breaks, or a partial conversion
                 if not _is_blank(part):
                     if not paragraphs:
                         first = number
@@ -219,7 +219,7 @@ class TfdsSource(TextSource):
 
     @property
     def identity(self) -> str:
-        """The same for all ways to spell the same records."""
+        """Equal for all specs of the same records."""
         return f"{Path(self._dataset).expanduser().resolve()}:{self._split}"
 
     def _load(self) -> Sequence[dict[str, object]]:
@@ -276,7 +276,7 @@ class TfdsSource(TextSource):
 
 
 class EmbeddedSource(TextSource):
-    """An embedded corpus, which says itself which documents are held out."""
+    """An embedded corpus, with its own choice of held-out documents."""
 
     def __init__(self, name: str):
         self.name = name
@@ -298,8 +298,8 @@ class EmbeddedSource(TextSource):
 
 
 def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yields the lines of a file that comes in pieces, without their line breaks."""
-    pieces: list[bytes] = []  # of the line that has not ended yet
+    """Yields the lines of a file read in blocks, without their line breaks."""
+    pieces: list[bytes] = []  # of the current line
     for block in blocks:
         first, *others = block.split(b"\n")
         pieces.append(first)
@@ -311,8 +311,8 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _is_blank(line: str) -> bool:
-    """Whether a line has nothing but white space and characters that show nothing, which tokenizers
-    drop: controls, formats (U+200B, U+FEFF, U+00AD), marks without a letter to stand on."""
+    """Whether a line has only white space and invisible characters, which tokenizers drop:
+    controls, formats (U+200B, U+FEFF, U+00AD), combining marks without a base letter."""
     return all(
         char.isspace() or char in _FILLERS or unicodedata.category(char) in _INVISIBLE
         for char in line
@@ -320,8 +320,8 @@ def _is_blank(line: str) -> bool:
 
 
 def _decompressed(stream: BinaryIO, decompressor: Callable[[], Any]) -> Iterator[bytes]:
-    """The content of all members of a compressed file, one after the other. The libraries' own file
-    readers end in silence at a frame of zstd that is cut off and before a damaged stream of xz."""
+    """Yields the content of all members of a compressed file in order. The libraries' own readers
+    stop silently at a truncated zstd frame and before a damaged xz stream."""
     member = None
     while compressed := stream.read(_COMPRESSED_BLOCK_BYTES):
         while compressed:

@@ -1,11 +1,11 @@
-"""The tokenizer.json of Hugging Face, where it describes the uncased WordPiece of BERT."""
+"""Reads a Hugging Face tokenizer.json that describes BERT's uncased WordPiece."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# What `WordPieceTokenizer` does, by the keys that say so.
+# The keys and values that describe what `WordPieceTokenizer` does.
 _REQUIRED = {
     "model.continuing_subword_prefix": "##",
     "normalizer.type": "BertNormalizer",
@@ -23,15 +23,15 @@ _WHERE_GIVEN = {
 
 
 def is_of_hugging_face(content: Any) -> bool:
-    """Whether the content of a JSON file is such a tokenizer, of any kind."""
+    """Whether the content of a JSON file is a Hugging Face tokenizer of any kind."""
     return isinstance(content, dict) and "model" in content and "kind" not in content
 
 
 def wordpiece_vocabulary(content: Mapping[str, Any], where: str) -> list[str]:
-    """The pieces in the order of their ids, added tokens behind the last one left out.
+    """The pieces in the order of their ids, without tokens added after the last one.
 
-    Raises: ValueError naming the key for another kind of tokenizer, one that is cased or splits
-      words in another way, or ids that are not 0, 1, 2, ...
+    Raises: ValueError naming the key: another kind of tokenizer, one that is cased or splits words
+      differently, or ids that are not 0, 1, 2, ...
     """
     for key, wanted in (_WHERE_GIVEN | _REQUIRED).items():
         part, _, name = key.partition(".")
@@ -51,7 +51,7 @@ def wordpiece_vocabulary(content: Mapping[str, Any], where: str) -> list[str]:
             raise ValueError(f"{where}: model.vocab has {value!r} as the id of {piece!r}.")
     last = max(ids.values(), default=-1)
     for token_id, piece in added_tokens(content, where).items():
-        if token_id <= last and piece not in ids:  # some files have special pieces nowhere else
+        if token_id <= last and piece not in ids:  # some files list special pieces only there
             ids[piece] = token_id
     pieces = sorted(ids, key=ids.__getitem__)
     wrong = next((n for n, piece in enumerate(pieces) if ids[piece] != n), None)
@@ -64,7 +64,7 @@ def wordpiece_vocabulary(content: Mapping[str, Any], where: str) -> list[str]:
 
 
 def added_tokens(content: Mapping[str, Any], where: str) -> dict[int, str]:
-    """The tokens that a tokenizer.json adds to its vocabulary, special pieces among them, by id."""
+    """The `added_tokens` of a tokenizer.json by id, including special pieces."""
     listed = content.get("added_tokens") or []
     try:
         return {int(token["id"]): str(token["content"]) for token in listed}

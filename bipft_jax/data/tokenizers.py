@@ -1,10 +1,9 @@
 """Text to token ids: one small interface over BERT's WordPiece and over SentencePiece.
 
-Two kinds of tokenizer are supported. `WordPieceTokenizer` is the uncased BERT tokenizer (Devlin et
-al. 2019) built from a `vocab.txt`, needed whenever a released checkpoint is used.
-`SentencePieceTokenizer` is for training from scratch (Kudo and Richardson 2018) on your own text.
-Both are uncased and both are saved whole inside the prepared corpus and inside checkpoints, so that
-a model is never separated from its vocabulary.
+`WordPieceTokenizer` is the uncased BERT tokenizer (Devlin et al. 2019), built from a `vocab.txt`;
+released checkpoints need it. `SentencePieceTokenizer` (Kudo and Richardson 2018) is for training
+from scratch on your own text. Both are uncased. A prepared corpus and every checkpoint contain the
+whole tokenizer, so that a model is never separated from its vocabulary.
 """
 
 import abc
@@ -27,9 +26,9 @@ from bipft_jax.json_text import parse_json
 PAD, UNK, CLS, SEP, MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 SPECIAL_PIECES = (PAD, UNK, CLS, SEP, MASK)
 
-# Words repeat: with about 200,000 of them remembered nearly all running text is looked up instead
-# of tokenized again, several times as fast. The whole cache is dropped when it is full, which is
-# counted in characters: without spaces between words, whole sentences are "words".
+# Words repeat: with about 200,000 words cached, nearly all running text is looked up, several times
+# as fast as tokenizing it. A full cache is cleared. Its size is counted in characters, because in
+# text without spaces between words, whole sentences are "words".
 _MAX_CACHED_CHARACTERS = 2_000_000
 
 
@@ -60,18 +59,18 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def _decode_ordinary(self, ids: list[int]) -> str:
-        """Text of ids none of which is special."""
+        """The text of ids without special ones."""
 
     @abc.abstractmethod
     def to_dict(self) -> dict[str, object]:
-        """JSON-able and self-contained; `tokenizer_from_dict` is its inverse."""
+        """A self-contained, JSON-serialisable description; `tokenizer_from_dict` is its inverse."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of one text, without special pieces."""
         return self.encode_batch([text])[0]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text; special pieces appear as `[MASK]` and the like, spacing may differ."""
+        """Readable text; special pieces appear as `[MASK]` etc., and spacing may differ."""
         parts = []
         for special, run in itertools.groupby(map(int, ids), key=self.special_ids.__contains__):
             if special:
@@ -107,7 +106,7 @@ class Tokenizer(abc.ABC):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the tokenizer's content: equal exactly if two tokenizers agree."""
+        """SHA-256 (hex) of the tokenizer's content: equal only for identical tokenizers."""
         return self._fingerprint
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -115,7 +114,7 @@ class Tokenizer(abc.ABC):
         Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False), encoding="utf-8")
 
     def _finish_construction(self, where: str) -> None:
-        """Looks the special pieces up and takes the fingerprint; called last by constructors."""
+        """Looks up the special pieces and computes the fingerprint; constructors call it last."""
         self._special = {piece: self.piece_to_id(piece) for piece in SPECIAL_PIECES}
         missing = [piece for piece, token_id in self._special.items() if token_id is None]
         if missing:
@@ -138,7 +137,7 @@ class WordPieceTokenizer(Tokenizer):
     def __init__(self, vocabulary: Sequence[str], where: str = "WordPiece vocabulary"):
         """Arguments:
           vocabulary: the pieces in the order of their ids, as in BERT's `vocab.txt`.
-          where: named in error messages, such as the file it came from.
+          where: source of the vocabulary, such as its file, for error messages.
 
         Raises:
           ValueError: for a duplicate or missing special piece, [PAD] not first, or a cased
@@ -158,7 +157,7 @@ class WordPieceTokenizer(Tokenizer):
         model = tokenizers.models.WordPiece(
             vocab=self._ids, unk_token=UNK, max_input_chars_per_word=100
         )
-        # No special token is registered with the library: that is what keeps "[MASK]" text.
+        # No special token is registered with the library, so that "[MASK]" stays text.
         self._backend = tokenizers.Tokenizer(model)
         self._backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
         self._backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -189,7 +188,7 @@ class WordPieceTokenizer(Tokenizer):
         return self._ids.get(piece)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        # BERT splits at every space before anything else, so words can be looked up on their own.
+        # BERT first splits at every space, so each word can be looked up alone.
         known = self._word_ids
         encoded = []
         for text in texts:
@@ -226,7 +225,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, model: bytes, where: str = "SentencePiece model"):
         """Arguments:
           model: the serialised model, i.e. the bytes of a `.model` file.
-          where: named in error messages, such as the file it came from.
+          where: source of the model, such as its file, for error messages.
 
         Raises:
           ValueError: if it is no SentencePiece model or lacks the special pieces.
@@ -253,7 +252,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._backend.IdToPiece(self._check_id(token_id))
 
     def piece_to_id(self, piece: str) -> int | None:
-        # The library answers the unknown id for a piece it does not have.
+        # The library returns the unknown id for a missing piece.
         token_id = self._backend.PieceToId(piece)
         return token_id if self._backend.IdToPiece(token_id) == piece else None
 
@@ -288,14 +287,14 @@ def tokenizer_from_dict(content: dict[str, object], where: str = "tokenizer") ->
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Reads a tokenizer file of any supported kind, recognised by its ending.
+    """Reads a tokenizer file of any supported kind, recognised by its suffix.
 
     `.json`: written by `Tokenizer.save`, or Hugging Face's for an uncased WordPiece; `.txt`: BERT's
     vocabulary; `.model`: SentencePiece.
 
     Raises:
-      ValueError: for another ending, or a file that is not what its ending says.
-      FileNotFoundError: if there is no such file.
+      ValueError: for another suffix, or a file that does not match its suffix.
+      FileNotFoundError: if the file does not exist.
     """
     path = Path(path)
     if path.suffix == ".txt":
@@ -320,7 +319,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
     """Trains an uncased SentencePiece unigram model; the same texts give the same bytes.
 
     Arguments:
-      texts: sentences or paragraphs. All are held in memory: pass a sample of a large corpus.
+      texts: sentences or paragraphs, all held in memory: for a large corpus, pass a sample.
       vocab_size: number of ids, special pieces included.
 
     Raises:
@@ -346,8 +345,8 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             pad_piece=PAD,
             unk_piece=UNK,
             control_symbols=[CLS, SEP, MASK],
-            # Sums of the training run in this many parts whatever the machine: a fixed number
-            # keeps the result the same everywhere.
+            # Training sums in this many parts: a fixed number gives the same result on every
+            # machine.
             num_threads=8,
             minloglevel=2,
         )
@@ -360,7 +359,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
 
 
 def _short_lines(texts: Iterable[str]) -> Iterator[str]:
-    """Cuts at spaces into lines below SentencePiece's limit of 4,192 bytes, which drops longer."""
+    """Cuts texts at spaces into lines within 4,192 bytes; SentencePiece drops longer ones."""
     for text in map(str.strip, texts):
         while len(text) > 1000:
             cut = text.rfind(" ", 0, 1000)

@@ -1,8 +1,8 @@
-"""What word counts alone can tell of a task: the baseline that a pretrained model should beat.
+"""A bag-of-words baseline for each task, which a pretrained model should beat.
 
-A linear model on TF-IDF weights of single words, from scikit-learn, fitted to the same training
-rows: logistic regression for classes, ridge regression for scores. The words of a pair's sentences
-are counted apart.
+A linear model from scikit-learn on TF-IDF weights of single words, fitted to the same training
+rows: logistic regression for classes, ridge regression for scores. The two sentences of a pair have
+separate features.
 """
 
 import scipy.sparse
@@ -14,7 +14,7 @@ from bipft_jax.data.glue.tasks import GlueSplit
 
 
 def scores(train: GlueSplit, dev: GlueSplit) -> dict[str, float]:
-    """The task's metrics on `dev` of a model fitted to `train`, by name, as `glue_metrics.evaluate`
+    """Fits a model to `train` and returns its metrics on `dev` by name, as `glue_metrics.evaluate`
     computes them. The same rows always give the same scores.
 
     Raises: ValueError if no training sentence has a word, or all labels are the same.

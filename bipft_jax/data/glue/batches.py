@@ -2,10 +2,10 @@
 
 An example is `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`, token type 1 for `B [SEP]`. A batch is a
 dict of input_ids, token_type_ids, attention_mask int32[B, S], labels int32[B] (float32[B] for
-regression) and weights float32[B], 0 for the rows that only fill up the last evaluation batch.
+regression) and weights float32[B], 0 for padding rows of the last evaluation batch.
 
-S is one of a few padded lengths, for each is a compilation. With more than one, batches are made of
-sentences of like length, so that short ones do not pay for the longest.
+S is one of a few padded lengths, because each one compiles. With several padded lengths, a batch
+holds sentences of similar length, so that short ones are not padded to the longest.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from bipft_jax.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSplit:
-    """A split as token ids, kept without padding: rows are padded when a batch is made.
+    """A split as token ids, stored without padding; `batch` pads.
 
     Attributes:
-        tokens: int32[T], all examples one after the other, each `[CLS] A [SEP]` or
+        tokens: int32[T], all examples concatenated, each `[CLS] A [SEP]` or
             `[CLS] A [SEP] B [SEP]`.
         offsets: int64[N + 1]; example i is `tokens[offsets[i]:offsets[i + 1]]`.
-        first_lengths: int32[N]; tokens of token type 0: `[CLS] A [SEP]`.
+        first_lengths: int32[N]; number of tokens of type 0: `[CLS] A [SEP]`.
         labels: int32[N] or float32[N].
-        padded_lengths: the lengths S that batches are padded to, ascending; each batch gets the
-            first that holds its longest example.
+        padded_lengths: the lengths S that batches are padded to, ascending; each batch takes the
+            first that fits its longest example.
         pad_id: the tokenizer's padding id.
         truncated: examples that were cut to fit.
     """
@@ -57,7 +57,7 @@ class EncodedSplit:
             float32[B]: 1 for the first `real_rows` rows, 0 for the others.
         """
         indices = np.asarray(indices)
-        # Of these only: `lengths` is of the whole split.
+        # Not `lengths`, which computes those of the whole split.
         longest = (self.offsets[indices + 1] - self.offsets[indices]).max()
         shape = (len(indices), next(n for n in self.padded_lengths if n >= longest))
         input_ids = np.full(shape, self.pad_id, np.int32)
@@ -80,8 +80,8 @@ class EncodedSplit:
 def encode(split: GlueSplit, tokenizer: Tokenizer, max_length: int) -> EncodedSplit:
     """Tokenizes a split, adding [CLS] and [SEP] and cutting examples to `max_length` tokens.
 
-    A pair is cut "longest first", as Hugging Face's fast tokenizers do. The one padded length is
-    the longest example's, rounded up to a multiple of 8 and at most `max_length`.
+    A pair is cut "longest first", as in Hugging Face's fast tokenizers. The result has one padded
+    length: the longest example's, rounded up to a multiple of 8 and at most `max_length`.
 
     Raises:
         ValueError: if `max_length` leaves no room for one token of each sentence.
@@ -125,11 +125,11 @@ def encode(split: GlueSplit, tokenizer: Tokenizer, max_length: int) -> EncodedSp
 
 
 def longest_first_lengths(length1: int, length2: int, room: int) -> tuple[int, int]:
-    """How many tokens of each sentence of a pair to keep so that together they fit in `room`.
+    """The number of tokens of each sentence of a pair to keep, so that both fit in `room`.
 
-    Only the longer one is cut until both are of one length; an odd token left over goes to the
-    one that was longer (the second, if neither was). This is `truncation="longest_first"` of
-    Hugging Face's `tokenizers` library, which the reference uses.
+    The longer sentence is cut until both have equal length; an odd remaining token goes to the one
+    that was longer (the second, if neither was). This is `truncation="longest_first"` of Hugging
+    Face's `tokenizers` library, which the reference uses.
     """
     if length1 + length2 <= room:
         return length1, length2
@@ -144,19 +144,19 @@ def longest_first_lengths(length1: int, length2: int, room: int) -> tuple[int, i
 
 # --- batches -------------------------------------------------------------------------------------
 
-_WINDOW = 50  # batches among which examples are grouped by length; as Hugging Face's trainer does
+_WINDOW = 50  # batches within which examples are grouped by length, as in Hugging Face's trainer
 _WINDOWS_IN_EPOCH = 4  # at least
 
 
 def padded_lengths(longest: int, count: int) -> tuple[int, ...]:
-    """At most `count` padded lengths, ascending: `longest`, and its half, quarter, ... rounded up
-    to a multiple of 8."""
+    """At most `count` padded lengths, ascending: `longest`, its half, quarter, ..., rounded up to
+    multiples of 8."""
     shorter = {_multiple_of_8(-(-longest // 2**halvings)) for halvings in range(1, count)}
     return (*sorted(n for n in shorter if n < longest), longest)
 
 
 def updates_for_epochs(num_examples: int, batch_size: int, epochs: int) -> int:
-    """Updates of `batch_size` examples until every example was seen `epochs` times, rounded up."""
+    """The number of updates in which every example is seen `epochs` times, rounded up."""
     return -(-num_examples * epochs // batch_size)
 
 
@@ -165,16 +165,14 @@ def train_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Shuffled training batches of the updates `start_update` (0-based) to `num_updates` - 1.
 
-    They cut one long stream of examples into equal pieces; the stream is a fresh permutation of the
-    split for every epoch, drawn from (seed, epoch). So each example comes once per epoch, no batch
-    is short, and one that crosses the end of an epoch takes its rest from the next. With several
-    padded lengths the examples of a window of batches (at most a quarter of an epoch) are dealt to
-    them by length, and the batches shuffled: in a window that crosses the end of an epoch, examples
-    of both come in any order.
+    Batches are consecutive pieces of one stream: a new permutation of the split for every epoch,
+    drawn from (seed, epoch). So each example occurs once per epoch, no batch is short, and a batch
+    may span two epochs. With several padded lengths, the examples of a window of batches (at most a
+    quarter of an epoch) are sorted by length and cut into batches, which are then shuffled; a
+    window that spans two epochs mixes their examples.
 
-    Batch u depends on nothing but seed, u and `num_updates`, where the last window ends: a resumed
-    run goes on exactly where it stopped. Every process of a multi-host run makes the same global
-    batch.
+    Batch u depends only on seed, u and `num_updates`, where the last window ends, so a resumed run
+    gets the same batches. Every process of a multi-host run makes the same global batch.
     """
     window = 1
     if len(encoded.padded_lengths) > 1:
@@ -185,14 +183,14 @@ def train_batches(
         if window > 1:
             batches = batches[np.argsort(encoded.lengths[batches], kind="stable")]
         batches = batches.reshape(-1, batch_size)
-        if window > 1:  # the third number: another draw than an epoch's
+        if window > 1:  # the third number separates these draws from an epoch's
             np.random.default_rng((seed, first, 1)).shuffle(batches)
         for indices in batches[max(start_update - first, 0) :]:
             yield encoded.batch(indices, real_rows=batch_size)
 
 
 def _stream(num_examples: int, seed: int, start: int, stop: int) -> np.ndarray:
-    """int64[stop - start]: the examples at these places of the endless stream of epochs."""
+    """int64[stop - start]; the examples at positions start, ..., stop - 1 of the endless stream."""
     epochs = range(start // num_examples, -(-stop // num_examples))
     orders = [np.random.default_rng((seed, e)).permutation(num_examples) for e in epochs]
     begin = epochs.start * num_examples
@@ -202,9 +200,9 @@ def _stream(num_examples: int, seed: int, start: int, stop: int) -> np.ndarray:
 def evaluation_batches(
     encoded: EncodedSplit, batch_size: int
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """All examples once, short ones first: the numbers of a batch's examples, and the batch. The
-    last one is filled up by repeating its last example with weight 0 (a row of padding alone would
-    leave attention without a valid key), which is not among the numbers."""
+    """Yields (example numbers, batch) until every example occurred once, short ones first. The last
+    batch is padded with copies of its last example, with weight 0 and without a number (a row of
+    only padding would leave attention without a valid key)."""
     order = np.argsort(encoded.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         numbers = order[start : start + batch_size]

@@ -3,13 +3,13 @@ sentence?
 
     python -m bipft_jax.data.glue.documentation --output data/glue
 
-It lets the whole road (pretrain, finetune, score) be walked without downloading GLUE. The classes
-are Python itself and the packages of the corpus `package-docs`. The sentences are of the documents
-that this corpus holds out from pretraining, and none is in a training document, too; those that
-name a package are left out. All classes have the same number of rows, and few of them are for
-training: labels are scarce and text is not, which is what pretraining is for.
+It makes it possible to pretrain, finetune and score without downloading GLUE. The classes are
+Python itself and the packages of the corpus `package-docs`. The sentences come from the documents
+that this corpus holds out from pretraining; sentences that also occur in a training document or
+name a package are left out. All classes have the same number of rows, and few are for training:
+pretraining is for tasks where labels are scarce and text is not.
 
-What to compare a score with: the majority class, which is right once in six times, and a logistic
+Compare a score with the majority class, which is right one time in six, and with a logistic
 regression on bags of words (`bipft_jax/data/glue/bag_of_words.py`).
 """
 
@@ -37,8 +37,8 @@ _NAMES = re.compile(rf"python|scikit|{'|'.join(PACKAGES)}", re.IGNORECASE)
 def sentences_by_class(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """The usable sentences of each class, in the order of the task's classes.
 
-    named: (name of the document, sentence). White space is normalised, and sentences that differ
-      in case or space alone count once.
+    named: (document name, sentence) pairs. White space is normalised; sentences that differ only
+      in case or white space count once.
     """
     classes: dict[str, list[str]] = {label: [] for label in TASK.label_names}
     seen = set()
@@ -63,10 +63,10 @@ def make_rows(
         classes: the sentences of each class.
         train: training rows of each class.
         dev: dev rows of each class.
-        seed: of the choice and of the order of the rows.
+        seed: seed of the choice and the order of the rows.
 
     Raises:
-        ValueError: if a class has too few sentences, or a split no rows.
+        ValueError: if a class has too few sentences, or a split has no rows.
     """
     if train < 1 or dev < 1:
         raise ValueError(f"each split needs a row of each class, not train {train} and dev {dev}")
@@ -88,9 +88,9 @@ def make_rows(
 
 def write_task(glue_dir: str | Path, splits: Mapping[str, Sequence[tuple[str, str]]]) -> list[Path]:
     """Writes `glue_dir/documentation/{train,dev}.tsv` with the columns `sentence` and `label`, and
-    task.json, which describes them. Existing files are replaced. Returns the paths of the splits.
+    task.json, which describes them. Replaces existing files. Returns the paths of the splits.
 
-    Raises: ValueError if `glue_dir` is gs:// or the like."""
+    Raises: ValueError if `glue_dir` is a URL such as gs://."""
     require_local({"glue_dir": glue_dir})
     directory = Path(glue_dir) / TASK.directory
     directory.mkdir(parents=True, exist_ok=True)
@@ -107,7 +107,7 @@ def write_task(glue_dir: str | Path, splits: Mapping[str, Sequence[tuple[str, st
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command: writes GLUE_DIR/documentation/{train,dev}.tsv and prints how many rows."""
+    """The command: writes GLUE_DIR/documentation/{train,dev}.tsv and prints the row counts."""
     parser = argparse.ArgumentParser(
         prog="python -m bipft_jax.data.glue.documentation",
         description="Writes GLUE_DIR/documentation/{train,dev}.tsv: sentences of the documentation "

@@ -1,7 +1,7 @@
-"""What the outputs of a classifier mean, by the names that its own configuration gives them.
+"""Maps the outputs of an imported classifier to a task's classes, by its label names.
 
-Others train a task with its classes in another order, or spelled in another way: capital letters,
-or the words that TFDS has for the benchmark's 0 and 1.
+Classifiers trained elsewhere may have the classes in another order or spell them differently: in
+capital letters, or with TFDS's words for the benchmark's 0 and 1.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from bipft_jax.data.glue.tasks import GlueTask
 
 
 def outputs_of_classes(task: GlueTask, names: Sequence[str]) -> list[int] | None:
-    """The output of each class of a task, in the task's order.
+    """The output number of each class of a task, in the task's order.
 
     Arguments:
-      names: of the outputs, in their order.
+      names: label names of the outputs, in their order.
 
     Returns: a permutation of the outputs; None if the names are not those of the task's classes.
     """
@@ -28,7 +28,7 @@ def outputs_of_classes(task: GlueTask, names: Sequence[str]) -> list[int] | None
 
 
 def are_numbers(task: GlueTask, names: Sequence[str]) -> bool:
-    """Whether the names are nothing but the numbers of classes."""
+    """Whether all names are class numbers."""
     return set(map(_plain, names)) <= set(_numbered(task))
 
 

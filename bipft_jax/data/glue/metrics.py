@@ -1,8 +1,8 @@
-"""GLUE scores, from scikit-learn and scipy, and the baseline of a model that learned nothing.
+"""GLUE scores, from scikit-learn and scipy, and the baseline of a constant prediction.
 
-A binary model early in finetuning often predicts one class for everything. That is a result to
-report, not an error: where a correlation is undefined because one side is constant it counts as 0
-(there is no correlation), as the Matthews coefficient does in scikit-learn.
+Early in finetuning, a binary model often predicts one class for everything. That is a result to
+report, not an error: a correlation that is undefined because one side is constant counts as 0, as
+the Matthews coefficient does in scikit-learn.
 """
 
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from bipft_jax.data.glue.tasks import GlueSplit, GlueTask
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Share of predictions that are right, 0 to 1."""
+    """Fraction of correct predictions, 0 to 1."""
     return float(sklearn.metrics.accuracy_score(labels, predictions))
 
 
 def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """F1 of class 1 (a paraphrase / a duplicate); 0.0 if class 1 is neither there nor predicted."""
+    """F1 of class 1 (paraphrase / duplicate); 0.0 if no label and no prediction is class 1."""
     return float(sklearn.metrics.f1_score(labels, predictions, pos_label=1, zero_division=0.0))
 
 
@@ -60,8 +60,8 @@ def evaluate(task: GlueTask, outputs: np.ndarray, labels: np.ndarray) -> dict[st
     Args:
         task: a row of the task table.
         outputs: the model's outputs for N examples: logits [N, C] or class numbers [N] of a
-            classification task, scores [N] or [N, 1] of a regression task. Drop the padding rows
-            of the last evaluation batch (weight 0) first.
+            classification task, scores [N] or [N, 1] of a regression task, without the padding
+            rows (weight 0) of the last evaluation batch.
         labels: [N] class numbers or scores.
 
     Raises:
@@ -88,9 +88,9 @@ def evaluate(task: GlueTask, outputs: np.ndarray, labels: np.ndarray) -> dict[st
 
 
 def baseline(train: GlueSplit, dev: GlueSplit) -> dict[str, float]:
-    """What predicting the same answer for every dev example scores, through the same metrics.
+    """The same metrics for one constant prediction for every dev example.
 
-    The answer is the most frequent class of the *training* split (the lowest class number on a
+    The prediction is the most frequent class of the *training* split (the lowest class number on a
     tie), or its mean score for regression, whose correlations are 0 by definition.
     """
     if train.task.is_regression:

@@ -1,14 +1,14 @@
-"""The nine GLUE tasks: the task table, and reading the files of any task.
+"""The nine GLUE tasks: the task table and the reading of files of any task.
 
-A task is a row of `TASKS`: where its files are, which columns to read, how it is scored. Nothing
-else in the library asks which task it is working on.
+A task is a row of `TASKS`: its files, their columns, its metrics. Nothing else in the library asks
+which task it is working on.
 
 The files are the benchmark's own: `GLUE_DIR/<task directory>/{train,dev}.tsv`, tab-separated with
-**no quoting**. A quotation mark is an ordinary character, often an unbalanced one, so a row ends at
-the line's end whatever its fields hold. GLUE: Wang et al. 2018, arXiv:1804.07461.
+**no quoting**. A quotation mark is an ordinary character, often unbalanced, so a row always ends at
+the end of its line. GLUE: Wang et al. 2018, arXiv:1804.07461.
 
-GLUE_DIR may as well be a data directory of TensorFlow Datasets (`data/glue/tfds.py`), which
-has the same rows in `GLUE_DIR/glue/<task>/<version>/`.
+GLUE_DIR may also be a data directory of TensorFlow Datasets (`data/glue/tfds.py`), which has the
+same rows in `GLUE_DIR/glue/<task>/<version>/`.
 """
 
 import dataclasses
@@ -34,20 +34,20 @@ class GlueTask:
     Attributes:
         name: the task's name in configs, e.g. `"sst2"`.
         directory: its directory in the benchmark's layout, e.g. `"SST-2"`.
-        sentences: the column of the sentence, or the two columns of a sentence pair. Integers (a
-            position) mean that the file has no header.
+        sentences: the column of the sentence, or the two columns of a sentence pair. Integers
+            (positions) mean that the file has no header.
         label: the label's column.
         label_names: the labels as the file spells them, in class order (the Hugging Face
             datasets' order, which the BiPFT reference trains with); None for regression.
-        metrics: what is reported, names from `glue_metrics.METRICS`; the first one selects the
-            best epoch (SPEC 2.7: accuracy also for MRPC and QQP, Pearson, Matthews).
+        metrics: names from `glue_metrics.METRICS` to report; the first one selects the best epoch
+            (SPEC 2.7: accuracy also for MRPC and QQP, Pearson, Matthews).
         epochs: default number of passes over the training split (SPEC 2.7).
         dev_splits: file stems of the dev sets; the first is required and selects the best epoch.
-        skip_short_rows: the official file is known to hold rows broken over two lines, which
-            every user of the benchmark drops. They are counted and logged, not silently lost.
-        tfds_sentences: the sentences' features in TFDS, where they are not named as the columns.
-        tfds_label_names: the classes in TFDS, in the same order, where its names are others.
-        score_range: the least and the greatest score that the benchmark takes, for regression.
+        skip_short_rows: the official file has rows broken over two lines, which every user of the
+            benchmark drops; they are counted and logged.
+        tfds_sentences: the sentences' features in TFDS, if their names differ from the columns'.
+        tfds_label_names: the classes in TFDS, in the same order, if their names differ.
+        score_range: the lowest and highest score that the benchmark allows, for regression.
     """
 
     name: str
@@ -65,8 +65,8 @@ class GlueTask:
 
     @property
     def sentence_names(self) -> tuple[str, ...]:
-        """The sentence columns' names where they have some: tasks whose train and dev files have no
-        header have one in their test file."""
+        """The names of the sentence columns; "sentence" for tasks whose train and dev files have no
+        header (their test file has one)."""
         return tuple(name if isinstance(name, str) else "sentence" for name in self.sentences)
 
     @property
@@ -88,7 +88,7 @@ class GlueTask:
         return self.metrics[0]
 
 
-_ROW_NUMBERS = ("index", "id")  # the first that a header has
+_ROW_NUMBERS = ("index", "id")  # the first that is in the header counts
 
 _BINARY = ("0", "1")
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -128,7 +128,7 @@ BENCHMARK = tuple(TASKS)
 
 
 def glue_task(name: str) -> GlueTask:
-    """The task of that name. Raises: ValueError naming the nearest known ones."""
+    """The task of that name. Raises: ValueError naming the closest known names."""
     if name not in TASKS:
         raise unknown_name("GLUE task", name, TASKS)
     return TASKS[name]
@@ -147,7 +147,7 @@ class GlueSplit:
         sentences1: N strings.
         sentences2: N strings, or None for a single-sentence task.
         labels: int32[N] class numbers, or float32[N] scores for regression.
-        skipped_rows: rows that were dropped as broken (only where the task table allows it).
+        skipped_rows: broken rows that were dropped (only if the task table allows it).
     """
 
     task: GlueTask
@@ -176,9 +176,9 @@ def is_there(task: GlueTask, glue_dir: str | Path) -> bool:
 
 
 def dev_splits(task: GlueTask, glue_dir: str | Path) -> tuple[str, ...]:
-    """The dev sets to evaluate on: the first is required, others count where they exist.
+    """The dev sets to evaluate on: the first is required, others are optional.
 
-    Raises: ValueError for a task that is there in both layouts, or a dataset that cannot be opened.
+    Raises: ValueError for a task that exists in both layouts, or a dataset that cannot be opened.
     """
     first, *others = task.dev_splits
     glue_dir = Path(glue_dir).expanduser()
@@ -194,14 +194,14 @@ def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
     """Reads `glue_dir/<task.directory>/<split>.tsv`, or the newest version of the dataset
     `glue_dir/glue/<task.name>`.
 
-    In a file, a byte-order mark, Windows line ends, columns that the task does not use, quotation
-    marks of any kind and blank lines at the end are fine.
+    A file may have a byte-order mark, Windows line endings, columns that the task does not use,
+    quotation marks of any kind and blank lines at the end.
 
     Raises:
-        ValueError: naming file and line: no such file, not UTF-8, no rows, a column that is missing
-            or there twice, a row with fewer or more fields than there are columns, a label that is
-            not in the table, a score that is not a number or outside the task's range. Naming the
-            dataset: as `glue_tfds.read_records`. Naming both: a task that is there in both layouts.
+        ValueError: naming file and line: no such file, not UTF-8, no rows, a missing or repeated
+            column, a row with another number of fields than columns, a label that is not in the
+            table, a score that is not a number or outside the task's range. Naming the dataset: as
+            `glue_tfds.read_records`. Naming both: a task that exists in both layouts.
     """
     glue_dir = Path(glue_dir).expanduser()
     if dataset := _dataset(task, glue_dir):
@@ -214,7 +214,7 @@ def read_split(task: GlueTask, glue_dir: str | Path, split: str) -> GlueSplit:
         return _split(task, split, sentences, labels)
     path = _find_file(task, glue_dir, split)
     lines = _read_lines(path)
-    while not lines[-1] and len(lines) > 1:  # with two columns or more that is no row
+    while not lines[-1] and len(lines) > 1:  # no row, because a row has at least two columns
         lines.pop()
     rows = _columns(path, lines, task, (*task.sentences, task.label))
     *sentences, labels = zip(*rows.fields, strict=True)
@@ -244,7 +244,7 @@ def _split(
 
 
 def _dataset(task: GlueTask, glue_dir: Path) -> Path | None:
-    """The task's TFDS dataset; None where the task is to be read from the benchmark's files."""
+    """The task's TFDS dataset; None if the task is read from the benchmark's files."""
     dataset, directory = glue_tfds.newest_version(glue_dir, task.name), glue_dir / task.directory
     if dataset and directory.is_dir():
         raise ValueError(
@@ -259,11 +259,11 @@ class Unlabelled:
     """Examples without labels, in file order.
 
     Attributes:
-        numbers: what the file calls the rows (GLUE's test sets do), None if it does not.
+        numbers: the file's own row numbers (GLUE's test sets have them); None without any.
         columns: the names of its sentence columns.
         sentences1: N strings.
         sentences2: N strings, or None for a single-sentence task.
-        places: of each row, `file:line`.
+        places: `file:line` of each row.
     """
 
     numbers: list[str] | None
@@ -274,13 +274,13 @@ class Unlabelled:
 
 
 def read_unlabelled(task: GlueTask, path: str | Path) -> Unlabelled:
-    """Reads a tab-separated file with a header that names the task's sentence columns: a test.tsv
-    of GLUE, or one's own. Other columns are fine. Every line below the header is a row, also an
-    empty one where there is only one column; a pipe is read once.
+    """Reads a tab-separated file whose header names the task's sentence columns: a GLUE test.tsv,
+    or your own. It may have other columns. Every line below the header is a row, even an empty line
+    if the file has only one column. The file is read once, so it may be a pipe.
 
     Raises:
-        ValueError: as `read_split`, but for labels; also for a broken row of a task whose official
-            files have some, for every row is wanted, and for a number that two rows have.
+        ValueError: as `read_split`, except for labels; also for any broken row, because every row
+            needs a prediction, and for a repeated row number.
     """
     path = Path(path)
     if not path.exists() or path.is_dir():
@@ -310,7 +310,8 @@ def read_unlabelled(task: GlueTask, path: str | Path) -> Unlabelled:
 
 @dataclasses.dataclass(frozen=True)
 class _Rows:
-    """fields: those wanted, of every row. lines: the rows' line numbers. skipped: broken rows."""
+    """fields: the wanted fields of every row. lines: line number of every row. skipped: number of
+    broken rows."""
 
     fields: list[tuple[str, ...]]
     lines: list[int]
@@ -318,8 +319,8 @@ class _Rows:
 
 
 def _columns(path: Path, lines: Sequence[str], task: GlueTask, wanted: tuple[Column, ...]) -> _Rows:
-    """Columns of a file by their names in its header; by their positions in one without, which has
-    none behind the last one that is wanted."""
+    """Columns of a file by their names in its header, or by position in a file without a header,
+    whose last column must be a wanted one."""
     has_header = all(isinstance(column, str) for column in wanted)
     if has_header:
         header = lines[0].split("\t")
@@ -347,7 +348,7 @@ def _columns(path: Path, lines: Sequence[str], task: GlueTask, wanted: tuple[Col
                 f"{path}:{number}: the row has {len(fields)} tab-separated field(s), "
                 f"task {task.name} needs {width}"
             )
-        if len(fields) > width:  # which of them is which?
+        if len(fields) > width:  # ambiguous
             owner = "the header" if has_header else f"task {task.name}"
             raise ValueError(
                 f"{path}:{number}: the row has {len(fields)} tab-separated fields, {owner} "
@@ -389,8 +390,8 @@ def _find_file(task: GlueTask, glue_dir: Path, split: str) -> Path:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The file's lines, at least one; the last line break begins none. Not `str.splitlines`, which
-    also breaks at U+0085, U+2028 and others."""
+    """The file's lines, at least one, without an empty one after the last line break. Does not use
+    `str.splitlines`, which also breaks at U+0085, U+2028 and others."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")

@@ -1,13 +1,13 @@
 """GLUE as TensorFlow Datasets (TFDS) prepares it: `GLUE_DIR/glue/<task>/<version>/`.
 
-A dataset is prepared once, where TensorFlow is installed (the catalogue's builder unpacks its
-downloads with it) and GLUE can be downloaded:
+Prepare a dataset once, on a machine with TensorFlow (which the catalogue's builder uses to unpack
+its downloads) and access to the GLUE download:
 
     import tensorflow_datasets as tfds
     builder = tfds.builder("glue/sst2", data_dir=GLUE_DIR, file_format="array_record")
     builder.download_and_prepare()
 
-Reading needs no TensorFlow, and a directory that was prepared elsewhere may be copied here.
+Reading needs no TensorFlow; a prepared directory can be copied to another machine.
 """
 
 import math
@@ -20,7 +20,7 @@ import numpy as np
 
 
 def newest_version(glue_dir: Path, task: str) -> Path | None:
-    """The directory of the newest version of a task's dataset; None where there is none."""
+    """The directory of the newest version of a task's dataset; None without any."""
     directory = glue_dir / "glue" / task
     if not directory.is_dir():
         return None
@@ -31,7 +31,7 @@ def newest_version(glue_dir: Path, task: str) -> Path | None:
 
 
 def has_split(dataset: Path, split: str) -> bool:
-    """Whether a dataset has the split that the benchmark's files call `split`.
+    """Whether a dataset has the split that `split` names in the benchmark's files.
 
     Raises: ValueError if the dataset cannot be opened.
     """
@@ -45,16 +45,16 @@ def read_records(
 
     Arguments:
         dataset: directory of one version.
-        split: what the benchmark's files call it: "train", "dev", "dev_matched", ...
+        split: its name in the benchmark's files: "train", "dev", "dev_matched", ...
         sentences: names of the text features.
-        label_names: of the classes, in order; None for scores.
+        label_names: names of the classes, in order; None for scores.
 
     Returns: N strings for each of `sentences`; the labels, int32[N] class numbers or float32[N].
 
     Raises:
-        ValueError: naming the dataset: not whole, not in ArrayRecord format, no such split, other
-            features or classes, no records, two records with one idx, a record without a label,
-            text that is not UTF-8.
+        ValueError: naming the dataset: incomplete, not in ArrayRecord format, no such split, other
+            features or classes, no records, two records with the same idx, a record without a
+            label, text that is not UTF-8.
     """
     builder = _open(dataset)
     _check_features(dataset, builder.info.features, sentences, label_names)
@@ -63,8 +63,8 @@ def read_records(
         raise ValueError(f"{dataset} has no split {name}; it has {', '.join(builder.info.splits)}")
     try:
         source = builder.as_data_source(name, file_format="array_record")
-        records = source.__getitems__(range(len(source)))  # a third of the time of one by one
-    except RuntimeError as error:  # array_record's only one, for a missing or cut-off shard
+        records = source.__getitems__(range(len(source)))  # a third of the time of single reads
+    except RuntimeError as error:  # array_record raises it for a missing or truncated shard
         raise ValueError(
             f"{dataset}: split {name} cannot be read ({error}): copy or prepare the dataset again"
         ) from error
@@ -118,7 +118,7 @@ def _open(dataset: Path) -> Any:
 def _check_features(
     dataset: Path, found: Any, sentences: Sequence[str], label_names: Sequence[str] | None
 ) -> None:
-    """found: a `tfds.features.FeaturesDict`. Features that the task does not use are fine."""
+    """found: a `tfds.features.FeaturesDict`, which may have features that the task does not use."""
     wanted = dict.fromkeys(sentences, "text")
     wanted |= {"label": "float32" if label_names is None else _classes(label_names), "idx": "int32"}
     present = {name: _kind(feature) for name, feature in found.items()}

@@ -1,1 +1,1 @@
-"""Weights of other systems, in and out."""
+"""Import and export of other systems' weights, and comparison with the references."""

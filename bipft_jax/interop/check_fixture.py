@@ -2,11 +2,11 @@
 
     python -m bipft_jax.interop.check_fixture PATH...
 
-PATH is a NAME.npz with its NAME.json beside it, or a directory of such pairs. A line each: how many
-of its arrays were compared, the worst error of the forward pass (absolute), of gradients (as a
-part of what is allowed) and of training steps (absolute), and whether all are within the tolerances
-of `bipft_jax/interop/fixtures/fixture.py`. An array that was not compared is a failure. Exit status
-1 if any fixture fails.
+PATH is a NAME.npz with NAME.json beside it, or a directory of such pairs. Each fixture gives one
+line: the number of arrays compared, the worst error of the forward pass (absolute), of gradients
+(as a fraction of the tolerance) and of training steps (absolute), and whether all are within the
+tolerances of `bipft_jax/interop/fixtures/fixture.py`. A fixture fails if an array was not compared.
+The exit status is 1 if any fixture fails.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ CHECKS: dict[str, Callable[[Fixture, str], None]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What came of one fixture.
+    """The result of checking one fixture.
 
-    comparisons: of every array that was compared. missed: arrays that were not. problem: why the
-    check could not be finished, if so.
+    comparisons: one per compared array. missed: arrays that were not compared. problem: why the
+    check could not finish, else empty.
     """
 
     name: str
@@ -91,7 +91,7 @@ def check(path: Path, compute: str = "float32") -> Report:
     """Compares all arrays of one fixture.
 
     Arguments:
-      path: of the .npz.
+      path: the .npz file.
       compute: arithmetic of products of codes, as `binary_dot_general` takes it.
     """
     fixture, problem = None, ""
@@ -101,16 +101,16 @@ def check(path: Path, compute: str = "float32") -> Report:
         if kind not in CHECKS:
             raise unknown_name("kind", str(kind), CHECKS)
         CHECKS[kind](fixture, compute)
-    except Exception as error:  # whatever is wrong with one file must not hide the others
+    except Exception as error:  # an error in one file must not hide the others
         problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-        problem = problem or type(error).__name__  # an error without words is one all the same
+        problem = problem or type(error).__name__  # the error may have no message
     if fixture is None:
         return Report(path.stem, [], [], problem)
     return Report(path.stem, fixture.comparisons, fixture.missed(), problem)
 
 
 def fixtures_in(paths: list[Path]) -> Iterator[Path]:
-    """The .npz files named, and those of the directories named, in order."""
+    """The .npz files among the paths and in directories among them, in order."""
     for path in paths:
         if path.is_dir():
             yield from sorted(path.glob("*.npz"))

@@ -1,6 +1,6 @@
-"""The config.json of a Hugging Face directory: what its keys say of a model, each one checked.
+"""Reads and checks the config.json of a Hugging Face directory.
 
-What says the recipe again is the key "bipft_jax", the `architecture` of the model.
+The key "bipft_jax" holds the recipe of a model that this library exported: its `architecture`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ DIMENSION_KEYS = {
     "initializer_range": "initializer_range",
     "layer_norm_epsilon": "layer_norm_eps",
 }
-# The least and the greatest that can be meant. Two sentences need two segments.
+# The smallest and largest plausible values. Two sentences need two segments.
 _RANGE = (1, 2**24)
 _RANGES = {"segment_types": (2, 2**24), "layers": (1, 10_000)}
 _FRACTIONS = ("initializer_range", "layer_norm_epsilon")
 
-# Keys that choose between kinds of BERT, with the values that our encoder has; a file without the
-# key means the first.
+# Keys that choose between kinds of BERT, with the values that our encoder supports; the first is
+# the default of a missing key.
 _ENCODER_KEYS = {
     "model_type": ("bert", OWN_TYPE),
     "position_embedding_type": ("absolute",),
@@ -47,7 +47,7 @@ _ENCODER_KEYS = {
     "quantization_config": (None,),
 }
 _FULL_PRECISION_KEYS = {"hidden_act": ("gelu",)}  # a recipe has its own activations
-_OWN_KEYS = {  # of the object under OWN_TYPE, beside the dimensions
+_OWN_KEYS = {  # of the object under OWN_TYPE, in addition to the dimensions
     "recipe": str,
     "estimator_rank": int,
     "lora_rank": int,
@@ -58,9 +58,9 @@ CLASSIFIER = "classifier.weight"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file of the directory holds.
+    """Reads a JSON object from a file of the directory.
 
-    Raises: ValueError naming the file if it is missing, not JSON, or no object.
+    Raises: ValueError naming the file if it is missing, not JSON, or not an object.
     """
     try:
         content = parse_json(path.read_bytes())
@@ -76,7 +76,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def require_values(
     described: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], path: Path
 ) -> None:
-    """Raises ValueError naming file, key and value for a key that has none of its values."""
+    """Raises ValueError naming file, key and value for a key whose value is not allowed."""
     for key, values in allowed.items():
         if key in described and described[key] not in values:
             raise ValueError(
@@ -95,13 +95,13 @@ def read_config(
     """The configuration of a model.
 
     Arguments:
-      described: what config.json holds.
-      recipe: a name in `RECIPES`, for a file that does not say its own; None means "fp".
+      described: the content of config.json.
+      recipe: a name in `RECIPES`, for a file without a recipe; None means "fp".
       state: the arrays of the model under their usual names.
-      weights, path: where they and the file are, for messages.
+      weights, path: paths of the weights and of config.json, for error messages.
 
-    Raises: ValueError naming the file and the key: another kind of BERT, a value of another type or
-      out of its range, a recipe that contradicts file or arrays.
+    Raises: ValueError naming the file and the key: another kind of BERT, a value of the wrong type
+      or out of range, a recipe that contradicts the file or the arrays.
     """
     require_values(described, _ENCODER_KEYS, path)
     defaults = {
@@ -150,7 +150,7 @@ def _fraction(value: Any, ours: str, path: Path) -> float:
 def _own_switches(
     own: Any, named: str | None, dimensions: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    """The arguments of `recipe_named`, the name as "recipe", from what this library wrote."""
+    """The arguments of `recipe_named`, with the name as "recipe", from this library's own key."""
     keys = (*_OWN_KEYS, *DIMENSIONS)
     if (
         not isinstance(own, dict)
@@ -175,7 +175,7 @@ def _own_switches(
 
 
 def _switches(named: str | None, state: Mapping[str, np.ndarray], weights: Path) -> dict[str, Any]:
-    """The arguments of `recipe_named`, the name as "recipe", from what the arrays show."""
+    """The arguments of `recipe_named`, with the name as "recipe", inferred from the arrays."""
     recipe = recipe_named(named or "fp")
     quantized = quantizer_names(state)
     if recipe.name == "fp" and quantized:
@@ -186,14 +186,14 @@ def _switches(named: str | None, state: Mapping[str, np.ndarray], weights: Path)
         )
     estimator_rank, lora_rank = low_ranks(state)
     if not (recipe.estimator_rank and estimator_rank):
-        estimator_rank = -1  # the recipe's: arrays that are too many or too few are then named
+        estimator_rank = -1  # the recipe's; surplus or missing arrays then raise an error
     return {"recipe": recipe.name, "estimator_rank": estimator_rank, "lora_rank": lora_rank}
 
 
 def read_classes(described: Mapping[str, Any], state: Mapping[str, np.ndarray], path: Path) -> int:
-    """Outputs of the classifier, 0 without one.
+    """The number of outputs of the classifier; 0 without one.
 
-    Raises: ValueError for another classifier than BERT's for sequences, or one that is not there.
+    Raises: ValueError for a classifier other than BERT's for sequences, or one that is missing.
     """
     named = described.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
@@ -224,14 +224,14 @@ def read_classes(described: Mapping[str, Any], state: Mapping[str, np.ndarray], 
 
 
 def nameless_labels(classes: int) -> list[str]:
-    """What Hugging Face calls outputs that nobody named."""
+    """Hugging Face's default names of outputs."""
     return [f"LABEL_{number}" for number in range(classes)]
 
 
 def read_labels(described: Mapping[str, Any], classes: int, path: Path) -> list[str]:
-    """The labels of a classifier by its outputs, empty where config.json gives them no names.
+    """The label names of a classifier's outputs, in order; empty if config.json does not name them.
 
-    Raises: ValueError if id2label or label2id is not a name for each output, or if they differ.
+    Raises: ValueError if id2label or label2id does not name each output, or if they differ.
     """
     if not classes:
         return []

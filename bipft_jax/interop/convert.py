@@ -1,10 +1,10 @@
-"""Hugging Face directories to workdirs and back.
+"""Converts Hugging Face directories to workdirs and back.
 
     python -m bipft_jax.interop.convert import DIR --workdir WORKDIR [--recipe RECIPE]
     python -m bipft_jax.interop.convert export --workdir WORKDIR --output DIR [--step best|latest|N]
 
-The imported workdir has one checkpoint, of step 0, and is what --config.init_from, --config.teacher
-and fill_mask take.
+The imported workdir has one checkpoint, of step 0, for --config.init_from, --config.teacher and
+fill_mask.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def import_directory(
     workdir: str | os.PathLike[str],
     recipe: str | None = None,
 ) -> tuple[Source, list[str]]:
-    """Makes a workdir, whose step 0 `load_source` reads, of a Hugging Face directory.
+    """Converts a Hugging Face directory to a workdir whose step 0 `load_source` reads.
 
     Arguments, result and errors are those of `read_directory`; the workdir must be empty or new.
     """
@@ -71,13 +71,13 @@ def import_directory(
             ),
             tokenizer=source.tokenizer.to_dict(),
         )
-    # So that no run can be started here: it would find a checkpoint that is not its own.
+    # Claimed, so that no run can start here: it would resume from a checkpoint not its own.
     claim_workdir(workdir, source.run)
     return source, ignored
 
 
 def summary(source: Source) -> str:
-    """What a model is, in a few lines."""
+    """Describes a model in a few lines."""
     flat = named_leaves(source.params)
     described = source.architecture
     lines = [
@@ -175,7 +175,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command. Exits with one line for what cannot be read or written."""
+    """The command. Exits with a one-line message if a file cannot be read or written."""
     parsed = _parse_arguments(arguments)
     try:
         require_local(vars(parsed))

@@ -1,7 +1,7 @@
-"""Models as Hugging Face directories, in and out: config.json, vocabulary and weights.
+"""Reads and writes models as Hugging Face directories: config.json, vocabulary and weights.
 
-A full-precision model is written so that `transformers` loads it as a BERT. A binary one gets
-another model_type, because a BERT of its latent weights would be another function.
+`transformers` loads a full-precision export as a BERT. A binary model gets another model_type,
+because a BERT with its latent weights would compute another function.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ VOCABULARY_NAME, SENTENCEPIECE_NAME = "vocab.txt", "spiece.model"
 TOKENIZER_CONFIG_NAME, TOKENIZER_NAME = "tokenizer_config.json", "tokenizer.json"
 ADDED_TOKENS_NAME = "added_tokens.json"
 
-# Keys that choose between tokenizers, with the values that ours has; a file without the key means
-# the first.
+# Keys that choose between tokenizers, with the values that ours supports; the first is the default
+# of a missing key.
 _TOKENIZER_KEYS = {
     "do_lower_case": (True,),
     "strip_accents": (None, True),
@@ -80,7 +80,7 @@ _TOKENIZER_KEYS = {
         "DistilBertTokenizerFast",
         "ElectraTokenizer",
         "ElectraTokenizerFast",
-        "PreTrainedTokenizerFast",  # tokenizer.json says what it is
+        "PreTrainedTokenizerFast",  # tokenizer.json says which
         "TokenizersBackend",
         None,
     ),
@@ -90,7 +90,7 @@ _POOLER, _MLM, _NSP = "bert.pooler.", "cls.predictions.", "cls.seq_relationship.
 
 
 def require_empty(directory: str | os.PathLike[str]) -> None:
-    """Raises ValueError if the directory has anything in it, or is a file."""
+    """Raises ValueError if the directory is not empty, or is a file."""
     path = absolute(directory)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise ValueError(f"{path} is not empty, and nothing is overwritten: name a new directory")
@@ -99,24 +99,24 @@ def require_empty(directory: str | os.PathLike[str]) -> None:
 def read_directory(
     directory: str | os.PathLike[str], recipe: str | None = None
 ) -> tuple[Source, list[str]]:
-    """A model from config.json, its vocabulary (vocab.txt, a SentencePiece .model or, without them,
-    tokenizer.json) and its weights (`read_weights`).
+    """Reads a model from config.json, its vocabulary (vocab.txt, a SentencePiece .model or, without
+    them, tokenizer.json) and its weights (`read_weights`).
 
     Arguments:
       directory: as `transformers`, the references or `write_directory` write it.
-      recipe: a name in `RECIPES`, for a directory that does not say its own; None means "fp".
+      recipe: a name in `RECIPES`, for a directory without a recipe; None means "fp".
 
-    Returns: (the model as step 0 of a workdir, its parameters float32 NumPy arrays; names of arrays
-      that the model does not use and that need not be used). Absent heads, and an absent pooler
-      that no head needs, are the source's `missing`. A learned scale that the references left at
-      exactly 1, which they never used as such, is NaN: `calibrate` gives it a value (SPEC 1.4).
-      Rows of an embedding that is longer than the vocabulary are cut off; the source's `run` then
-      has their number as "surplus_rows" and the tokens that were added for them as "added_tokens".
+    Returns: (the model as step 0 of a workdir, with parameters as float32 NumPy arrays; names of
+      arrays that the model does not need). Absent heads, and an absent pooler that no head needs,
+      are the source's `missing`. A learned scale of exactly 1, which the references treat as
+      uninitialised, becomes NaN, which `calibrate` initialises (SPEC 1.4). Embedding rows beyond
+      the vocabulary are cut off; the source's `run` then has their number as "surplus_rows" and the
+      tokens added for them as "added_tokens".
 
-    Raises: ValueError naming the file, and the key or array where that is what is wrong: a file is
-      missing or unreadable or holds more than arrays, a kind of BERT or of tokenizer that this
-      library does not have, a value that cannot be, a vocabulary that is longer than the embedding,
-      quantizers without a recipe, or arrays that do not fit or are not finite.
+    Raises: ValueError naming the file and, if one is wrong, the key or array: a file is missing,
+      unreadable or holds more than arrays; an unsupported kind of BERT or tokenizer; an invalid
+      value; a vocabulary longer than the embedding; quantizers without a recipe; arrays that do not
+      fit or are not finite.
     """
     directory = Path(directory)
     config_path = directory / CONFIG_NAME
@@ -135,7 +135,7 @@ def read_directory(
             f"{tokenizer.vocab_size} pieces and the embedding {rows} rows: they belong to "
             "different models"
         )
-    surplus = rows - tokenizer.vocab_size  # rounded up, or tokens were added
+    surplus = rows - tokenizer.vocab_size  # from rounding up or from added tokens
     state = without_surplus_rows(state, tokenizer.vocab_size)
     config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
     classes = read_classes(described, state, config_path)
@@ -172,11 +172,11 @@ def write_directory(source: Source, directory: str | os.PathLike[str]) -> None:
     """Writes config.json, tokenizer, model.safetensors and a model card (README.md).
 
     Arguments:
-      source: parameters that are its `missing` are left out.
-      directory: made if missing.
+      source: the model; parameters listed in `missing` are left out.
+      directory: created if missing.
 
-    Raises: ValueError if the directory is not empty, or the source lacks other parameters than
-      those or has other shapes than its architecture.
+    Raises: ValueError if the directory is not empty, if the source lacks parameters not in
+      `missing`, or if its shapes do not match its architecture.
     """
     require_empty(directory)
     config = source.config()
@@ -190,7 +190,7 @@ def write_directory(source: Source, directory: str | os.PathLike[str]) -> None:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     _write_tokenizer(source.tokenizer, config, directory)
-    # transformers refuses a file that does not say which framework's layout it has.
+    # transformers rejects a file without the framework of its layout.
     safetensors.numpy.save_file(state, directory / SAFETENSORS_NAME, metadata={"format": "pt"})
     _write_json(directory / CONFIG_NAME, _described(source))
     card = model_card(source, transformers_class(source))
@@ -198,8 +198,7 @@ def write_directory(source: Source, directory: str | os.PathLike[str]) -> None:
 
 
 def transformers_class(source: Source) -> str | None:
-    """The class of `transformers` that has exactly this model's heads; None for a model that is no
-    ordinary BERT."""
+    """The class of `transformers` with exactly this model's heads; None if it is no plain BERT."""
     if source.config().recipe != RECIPES["fp"]:
         return None
     if source.objective.outputs:
@@ -215,8 +214,8 @@ def transformers_class(source: Source) -> str | None:
 
 
 def _absent(state: Mapping[str, np.ndarray], classes: int) -> tuple[str, ...]:
-    """Beginnings of the names of heads, and of a pooler, that the model does without. Of a part
-    that is there at all, everything must be there."""
+    """Name prefixes of heads, and of the pooler, that are absent as a whole. A part with any array
+    must have all of them."""
     optional = [_MLM, _NSP]
     if not classes and not any(name.startswith(_NSP) for name in state):
         optional.append(_POOLER)
@@ -224,7 +223,7 @@ def _absent(state: Mapping[str, np.ndarray], classes: int) -> tuple[str, ...]:
 
 
 def _read_tokenizer(directory: Path) -> tuple[Tokenizer, list[str]]:
-    """The tokenizer, and the tokens that were added behind its vocabulary."""
+    """Returns the tokenizer, and the tokens added after its vocabulary."""
     described = {}
     if (directory / TOKENIZER_CONFIG_NAME).exists():
         described = read_object(directory / TOKENIZER_CONFIG_NAME)
@@ -271,7 +270,7 @@ def _require_same(ours: Tokenizer, theirs: Tokenizer, path: Path, other: Path) -
 
 
 def _added_tokens(directory: Path, described: Mapping[str, Any]) -> dict[Path, dict[int, str]]:
-    """The tokens by id that each file adds to the vocabulary or repeats of it."""
+    """The added tokens of each file by id; some repeat pieces of the vocabulary."""
     found = {}
     try:
         path = directory / TOKENIZER_CONFIG_NAME
@@ -312,7 +311,7 @@ def _write_tokenizer(tokenizer: Tokenizer, config: BertConfig, directory: Path) 
 
 
 def _described(source: Source) -> dict[str, Any]:
-    """What config.json holds."""
+    """The content of config.json."""
     config, own_class = source.config(), transformers_class(source)
     described = {
         "model_type": "bert" if own_class else OWN_TYPE,
@@ -338,7 +337,7 @@ def _described(source: Source) -> dict[str, Any]:
 
 
 def _labels(source: Source) -> list[str]:
-    """The label names of the task that the run's configuration names, else Hugging Face's own."""
+    """The label names of the task in the run's record, else Hugging Face's default names."""
     task = recorded_task(source.run)
     if task is not None and task.label_names is not None:
         return list(task.label_names)

@@ -1,4 +1,4 @@
-"""The README.md of a model that is given away: what it is, where it comes from, how to load it."""
+"""The model card (README.md) of an exported model: description, origin, how to load it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAPERS = {
     "bit_w1a4": _BIT,
     "bibert": "BiBERT, Qin et al. 2022, arXiv:2203.06390",
 }
-# Keys of a run's configuration that say what a model learned from, and how to say it.
+# Keys of a run's config that name what a model learned from, with their wording.
 _DATA_KEYS = {
     "weights": "converted from the file",
     "init_from": "started from",
@@ -30,7 +30,7 @@ _DATA_KEYS = {
 
 
 def heads(source: Source) -> list[str]:
-    """Those that a model has, of "MLM", "NSP" and "classifier"."""
+    """The heads of a model, of "MLM", "NSP" and "classifier"."""
     if source.objective.outputs:
         return ["classifier"]
     parts = {"MLM": "mlm_bias", "NSP": "nsp/kernel"}
@@ -40,7 +40,7 @@ def heads(source: Source) -> list[str]:
 def model_card(source: Source, transformers_class: str | None) -> str:
     """Markdown with the front matter that the Hugging Face Hub reads.
 
-    transformers_class: what loads the model in `transformers`, None if nothing does.
+    transformers_class: the class of `transformers` that loads the model; None without one.
     """
     recipe = source.architecture["recipe"]
     sections = [

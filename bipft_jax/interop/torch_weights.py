@@ -1,8 +1,8 @@
-"""Parameters of our models under the names that PyTorch BERTs give them, and back.
+"""Maps parameters of our models to a PyTorch BERT's state dict and back.
 
 The names are those of Hugging Face's BERT and, for what binary models add, of the BiPFT and BiT
-references. PyTorch keeps a linear's weight as [out, in] (ours: kernel [in, out]) and every layer's
-parameters under its own name (ours: stacked along a leading [layers] axis).
+references. PyTorch stores a linear's weight as [out, in] (ours: kernel [in, out]) and each layer's
+parameters under separate names (ours: stacked along a leading [layers] axis).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _LEAVES = {
     "input_shift": "move.bias",
     "input_scale": "input_clip_val",
 }
-# Parameters that are no module's: ours and theirs, whole.
+# Parameters outside any module of the table: whole names, ours and theirs.
 _WHOLE = {
     "attention/query_scale": "attention.self.clip_query",
     "attention/key_scale": "attention.self.clip_key",
@@ -76,19 +76,19 @@ _WHOLE = {
     "mlm_bias": "cls.predictions.bias",
 }
 
-# What the references keep and never use (SPEC quirks 13, 17 and 29), Hugging Face's buffer of
-# position numbers, and the decoder, whose weight and bias are tied to other parameters.
+# Arrays that the references save but never use (SPEC quirks 13, 17 and 29), Hugging Face's
+# position_ids buffer, and the decoder, whose weight and bias are tied to other parameters.
 _UNUSED = re.compile(
     r"\.(sa\.weight|move_[qkv]\.bias|gate|scale|(weight|act)_clip_val|position_ids)$"
     r"|\.clip_(query|key|value|attn)$"  # used by BiPFT and BiT, but not by BiBERT
     r"|^cls\.predictions\.decoder\."
 )
-# What wraps a model whose state is saved: DataParallel, torch.compile, FSDP and its checkpointing.
+# Prefixes of wrapped models: DataParallel, torch.compile, FSDP and its activation checkpointing.
 _WRAPPERS = re.compile(
     r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
 WORDS = "bert.embeddings.word_embeddings.weight"
-# The decoder's arrays, each of which is one of ours; files have either or both.
+# The decoder's arrays and the arrays they are tied to; a file has either or both.
 _TIED = {
     "cls.predictions.decoder.weight": WORDS,
     "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -102,8 +102,8 @@ _SHOWN_PROBLEMS = 10  # of a state dict, in a message
 
 
 class Slot(NamedTuple):
-    """Where an array of a state dict belongs: in which parameter, in which layer of its stack (None
-    for a parameter that is not stacked), and whether it is transposed there."""
+    """The place of a state dict's array in our parameters: path of the parameter, layer in its
+    stack (None if it is not stacked), and whether it is transposed."""
 
     path: str
     layer: int | None
@@ -115,7 +115,7 @@ def slots(config: BertConfig, objective: Objective) -> dict[str, Slot]:
     return dict(_slots(_shapes(config, objective), config.layers))
 
 
-@functools.cache  # tracing a model takes a good part of a second
+@functools.cache  # tracing a model takes most of a second
 def _shapes(config: BertConfig, objective: Objective) -> Mapping[str, tuple[int, ...]]:
     leaves = named_leaves(objective.abstract_params(config))
     return MappingProxyType({path: leaf.shape for path, leaf in leaves.items()})
@@ -134,12 +134,11 @@ def _slots(paths: Mapping[str, object], layers: int) -> Iterator[tuple[str, Slot
 
 
 def usual_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays under the names of `slots`: without what wrapped the model when it was saved,
-    "bert." before the names of an encoder without heads, LayerNorms with weight and bias instead of
-    gamma and beta (BERT's first checkpoints), and an array that is tied to another under the name
-    of `slots` where the file has only the other.
+    """Renames the arrays as in `slots`: strips prefixes of wrappers, adds "bert." to the names of
+    an encoder without heads, renames LayerNorms' gamma and beta (BERT's first checkpoints) to
+    weight and bias, and adds the other array of a tied pair if only the decoder's exists.
 
-    Raises: ValueError if two arrays come to one name.
+    Raises: ValueError if two arrays get the same name.
     """
     usual: dict[str, np.ndarray] = {}
     for name, array in state.items():
@@ -158,7 +157,7 @@ def usual_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def without_surplus_rows(state: Mapping[str, np.ndarray], pieces: int) -> dict[str, np.ndarray]:
-    """The arrays, those that have a row for each piece of the vocabulary with no more rows."""
+    """Returns the arrays, with vocabulary-sized ones cut to `pieces` rows."""
     per_piece = {*_TIED, *_TIED.values()}
     return {
         name: array[:pieces] if name in per_piece and np.ndim(array) else array
@@ -169,19 +168,19 @@ def without_surplus_rows(state: Mapping[str, np.ndarray], pieces: int) -> dict[s
 def known_unused(
     state: Mapping[str, np.ndarray], config: BertConfig, objective: Objective
 ) -> list[str]:
-    """The usual names of arrays that this model does not use and that need not be used: what the
-    references keep without a purpose, position numbers, the tied decoder."""
+    """The usual names of arrays that this model does not need: arrays that the references never
+    use, position_ids, the tied decoder."""
     wanted = slots(config, objective)
     return [name for name in state if name not in wanted and _UNUSED.search(name)]
 
 
 def quantizer_names(state: Mapping[str, np.ndarray]) -> list[str]:
-    """The names in a state dict that only models with quantizers have."""
+    """The names in a state dict that occur only in models with quantizers."""
     return [name for name in state if _OF_QUANTIZERS.search(name)]
 
 
 def low_ranks(state: Mapping[str, np.ndarray]) -> tuple[int, int]:
-    """(estimator_rank, lora_rank) of a state dict with usual names, 0 where it has none."""
+    """(estimator_rank, lora_rank) of a state dict with usual names; 0 if absent."""
     names = [
         f"{_LAYER.format(0)}{_MODULES[module]}.weight"
         for module in ("attention/query_residual_estimator", "attention/query_lora/down")
@@ -201,17 +200,17 @@ def from_state_dict(
     """Parameters of our model from a state dict.
 
     Arguments:
-      state: arrays by PyTorch name, which `usual_names` first makes usual.
-      optional: of a PyTorch name; True where the array may be absent, or may be left over. A
-        parameter of ours of which any array is absent is then left out.
-      source: what is read, for messages.
+      state: arrays by PyTorch name; renamed by `usual_names`.
+      optional: predicate on a PyTorch name; True if the array may be absent or unexpected. A
+        parameter of ours with any absent array is then left out.
+      source: name of what is read, for error messages.
 
-    Returns: (parameters as float32 NumPy arrays, names that were left over and are not known to be
-      unused).
+    Returns: (parameters as float32 NumPy arrays, names of unexpected arrays that are not known to
+      be unused).
 
-    Raises: ValueError listing arrays that are missing, unexpected, of another shape (with both
-      shapes) or type, tied to another array and different from it, or not finite (a learned scale
-      may be NaN: not yet initialised), at most ten of them.
+    Raises: ValueError listing at most ten arrays that are missing, unexpected, of another shape
+      (with both shapes) or type, different from the array they are tied to, or not finite (a
+      learned scale may be NaN: not yet initialised).
     """
     state = {name: np.asarray(array) for name, array in usual_names(state).items()}
     wanted = slots(config, objective)
@@ -255,7 +254,7 @@ def from_state_dict(
 
 
 def _count_not_finite(array: np.ndarray, slot: Slot) -> int:
-    """Values that no parameter may have: NaN is that of a learned scale before `calibrate`."""
+    """Counts non-finite values, except NaN in a learned scale, which `calibrate` initialises."""
     allowed = np.isfinite(array)
     if is_scale(slot.path):
         allowed |= np.isnan(array)
@@ -263,8 +262,8 @@ def _count_not_finite(array: np.ndarray, slot: Slot) -> int:
 
 
 def with_uninitialised_scales(params: Params) -> Params:
-    """The references' parameters with NaN, which `calibrate` gives a value, for every learned scale
-    of exactly 1: they would initialise it from data (SPEC 1.4)."""
+    """Sets every learned scale of exactly 1 to NaN, which `calibrate` initialises: the references
+    initialise such a scale from data (SPEC 1.4)."""
     return jax.tree_util.tree_map_with_path(
         lambda path, x: np.where(x == 1, np.float32(np.nan), x) if is_scale(path[-1].key) else x,
         params,
@@ -274,13 +273,14 @@ def with_uninitialised_scales(params: Params) -> Params:
 def to_state_dict(
     params: Params, config: BertConfig, objective: Objective, missing: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
-    """The parameters under their PyTorch names, the tied decoder as Hugging Face saves it left out.
+    """The parameters under their PyTorch names, as Hugging Face saves them: without the tied
+    decoder.
 
-    missing: paths of the model's parameters that are not in `params` and are left out.
+    missing: paths of the model's parameters that are not in `params`; they are left out.
 
     Returns: C-contiguous float32 arrays.
 
-    Raises: ValueError for one that is not finite (a learned scale may be NaN).
+    Raises: ValueError for a non-finite array (a learned scale may be NaN).
     """
     flat = named_leaves(params)
     state = {}

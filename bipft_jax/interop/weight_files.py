@@ -1,4 +1,4 @@
-"""Arrays by name from the weight files of PyTorch models."""
+"""Reads the weight files of PyTorch models as NumPy arrays by name."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ SAFETENSORS_NAME, PICKLE_NAME = "model.safetensors", "pytorch_model.bin"
 
 
 def read_weights(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """The arrays of a model, and the path of the file that was read: model.safetensors, or else
-    pytorch_model.bin. Either may be in several files, which NAME.index.json then lists.
+    """Reads model.safetensors, or else pytorch_model.bin. Either may be sharded, with an index in
+    NAME.index.json.
 
-    Returns: arrays of the file's own types, in host memory; bfloat16 of a .bin is float32.
+    Returns: (path of the file or index, arrays by name), in host memory and in the file's own
+      dtypes, except that bfloat16 in a .bin becomes float32.
 
-    Raises: ValueError naming the file: none exists, one that is listed is missing or has other
-      arrays than those listed, one is damaged, PyTorch is not installed and needed, or a .bin holds
-      anything but tensors.
+    Raises: ValueError naming the file: none exists, a listed shard is missing or has other arrays
+      than listed, one is damaged, PyTorch is needed but not installed, or a .bin holds anything but
+      tensors.
     """
     for name, read in ((SAFETENSORS_NAME, _read_safetensors), (PICKLE_NAME, _read_pickle)):
         path, index = directory / name, directory / f"{name}.index.json"
@@ -41,7 +42,7 @@ def read_weights(directory: Path) -> tuple[Path, dict[str, np.ndarray]]:
 def _read_shards(
     index: Path, read: Callable[[Path], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """The arrays of all files that an index lists."""
+    """The arrays of all shards that an index lists."""
     try:
         content = parse_json(index.read_bytes())
         files = {str(name): Path(file) for name, file in content["weight_map"].items()}
@@ -70,7 +71,7 @@ def _read_shards(
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:  # its NumPy reader has no bfloat16 in older versions
         arrays = safetensors.flax.load_file(path)
-    except (safetensors.SafetensorError, KeyError, TypeError) as error:  # also of unknown types
+    except (safetensors.SafetensorError, KeyError, TypeError) as error:  # also for unknown dtypes
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
     return {name: np.asarray(array) for name, array in arrays.items()}
 

@@ -1,5 +1,4 @@
-"""A small task of one's own (`bipft_jax/data/glue/own.py`): which package's documentation has a
-sentence?
+"""A small own task (`bipft_jax/data/glue/own.py`): which package's documentation is a sentence from?
 
     python -m bipft_jax.data.glue.documentation --output data/glue
 

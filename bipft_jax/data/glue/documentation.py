@@ -1,4 +1,4 @@
-"""A small own task (`bipft_jax/data/glue/own.py`): which package's documentation is a sentence from?
+"""A small own task (`bipft_jax/data/glue/own.py`): of which package is a documentation sentence?
 
     python -m bipft_jax.data.glue.documentation --output data/glue
 

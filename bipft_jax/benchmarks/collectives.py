@@ -1,12 +1,12 @@
-"""How many bytes an update moves between the chips of a TPU slice, by its compiled program.
+"""Counts the bytes that an update moves between the chips of a TPU slice, in its compiled program.
 
     python -m bipft_jax.benchmarks.collectives --topology v5e:2x4 --fsdp 8 --size base \
         --batch 512 --recipes fp,bipft_a,bipft_b
 
-The update is compiled for all chips of the topology, on any machine. Counted is the size of the
-array that is put together (all-gather), summed (all-reduce, reduce-scatter) or passed on
-(all-to-all, collective-permute), as one chip has it, loops multiplied out: a ring moves about once
-that for a gather or a scatter, twice for an all-reduce.
+The update is compiled for all chips of the topology, on any machine. The count is the size, on one
+chip, of the array that is gathered (all-gather), summed (all-reduce, reduce-scatter) or sent
+(all-to-all, collective-permute), times the trip counts of loops. A ring moves about this many bytes
+for a gather or a scatter, twice as many for an all-reduce.
 """
 
 import argparse
@@ -35,8 +35,8 @@ Row = dict[str, Any]
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 
-# TPU programs hide some collectives in fusions: a gather that runs beside a computation in one of
-# this name, which begins it, and a sum of which each chip keeps a part in a computation so named.
+# TPU programs hide some collectives in fusions. The first name marks a fusion that starts a gather
+# overlapped with computation; the second marks a computation that is a reduce-scatter.
 _ASYNCHRONOUS = "async-collective-start"
 _SCATTERING = "all-reduce-scatter"
 
@@ -44,7 +44,7 @@ _SCATTERING = "all-reduce-scatter"
 def lowered_update(
     workload: Workload, recipe: str, compute: str, mesh: jax.sharding.Mesh
 ) -> tuple[jax.stages.Lowered, Any]:
-    """The update of a recipe for all devices of a mesh, and its state's shapes."""
+    """The lowered update of a recipe for all devices of a mesh, and the abstract state."""
     config = workload.config(recipe, compute)
     sharding.check_model(config, mesh)
     sharding.check_batch_size(workload.batch, 1, mesh)
@@ -66,7 +66,7 @@ def lowered_update(
 
 
 def collective_bytes(module: hlo_cost.Module, chip: hlo_cost.Chip) -> dict[str, int]:
-    """Bytes by kind, of `KINDS`."""
+    """Bytes of each of `KINDS`."""
     shapes = {i.name: i.shape for found in module.computations.values() for i in found}
     totals = collections.Counter(dict.fromkeys(KINDS, 0))
     for charge in hlo_cost.charges(module, chip):
@@ -79,7 +79,7 @@ def collective_bytes(module: hlo_cost.Module, chip: hlo_cost.Chip) -> dict[str, 
 def _collectives(
     module: hlo_cost.Module, instruction: hlo_cost.Instruction
 ) -> Iterator[hlo_cost.Instruction]:
-    """The collective that an instruction is, or is the beginning of."""
+    """The collective that an instruction performs or starts."""
     if instruction.opcode.removesuffix("-start") in KINDS:
         yield instruction
         return
@@ -96,7 +96,7 @@ def _size(instruction: hlo_cost.Instruction, shapes: dict[str, str]) -> int:
     if instruction.opcode == "reduce-scatter":
         return sum(hlo_cost.shape_bytes(shapes[name]) for name in instruction.operands)
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        # Operand, result and some counters.
+        # A tuple of operand, result and some counters.
         return max(map(hlo_cost.shape_bytes, hlo_cost.elements(instruction.shape)))
     return hlo_cost.shape_bytes(instruction.shape)
 
@@ -104,10 +104,10 @@ def _size(instruction: hlo_cost.Instruction, shapes: dict[str, str]) -> int:
 def row(
     workload: Workload, recipe: str, compute: str, topology: str, fsdp: int, tensor: int
 ) -> Row:
-    """Compiles one recipe's update and counts.
+    """Compiles one recipe's update and counts its bytes.
 
-    Returns: `bytes` by kind, `gathered_bytes_per_parameter` (all-gather over the parameters that
-      `fsdp` splits), `temp_bytes` of one chip.
+    Returns: `bytes` by kind, `gathered_bytes_per_parameter` (all-gather bytes divided by the
+      parameters that `fsdp` splits), `temp_bytes` of one chip.
     """
     chip, devices = tpu(topology)
     mesh = sharding.make_mesh(fsdp, tensor, devices)
@@ -127,7 +127,7 @@ def row(
 
 
 def report(rows: Sequence[Row]) -> str:
-    """The rows as aligned text, in million bytes an update and chip."""
+    """The rows as aligned text, in million bytes per update and chip."""
     kinds = " ".join(f"{kind:>18}" for kind in KINDS)
     lines = [f"{'recipe':<10} {'compute':<10} {kinds} {'gathered a weight':>18}"]
     for row in rows:

@@ -1,13 +1,13 @@
-"""What the TPU compiler expects a compiled program to cost, read from the program's text.
+"""The TPU compiler's cost estimate of a compiled program, parsed from the program's text.
 
 Every instruction of an optimised and scheduled HLO module carries the compiler's
-`estimated_cycles`. The cost of a program is their sum, the body of a while loop counted as often as
-it runs. What has no estimate (custom calls such as Pallas kernels, collectives) is charged
-the time of reading its operands and writing its results, or of the operations that a kernel says it
-does at the chip's peak, if that is longer: a lower bound, and kept apart.
+`estimated_cycles`. The cost of a program is their sum, with the body of a while loop times its trip
+count. An instruction without an estimate (custom calls such as Pallas kernels, collectives) is
+charged the time to read its operands and write its results or, if longer, the time of a kernel's
+declared FLOPs at the chip's peak. This is a lower bound, and reported separately.
 
 Asynchronous copies between memories (`copy-start`, `slice-start`, ...) have no estimate either;
-they run beside the computation, and are counted in bytes, not in cycles.
+they overlap with computation, and are counted in bytes, not in cycles.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ KINDS = ("matmul", "elementwise", "data movement", "optimizer")
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """clock: of the core, Hz. peak_flops: bfloat16 operations a second. bandwidth: of the memory,
-    bytes a second."""
+    """clock: of the core, Hz. peak_flops: bfloat16 operations per second. bandwidth: of the memory,
+    bytes per second."""
 
     clock: float
     peak_flops: float
@@ -37,9 +37,9 @@ class Chip:
 class Instruction:
     """A line of a computation.
 
-    shape: as HLO writes it. operands: names. called: computations by the attribute that names them.
-    cycles: the compiler's estimate, or None. target: of a custom call. flops: what a kernel says of
-    itself, else 0.
+    shape: in HLO syntax. operands: names. called: computations by the attribute that names them.
+    cycles: the compiler's estimate, or None. target: of a custom call. flops: declared by a kernel,
+    else 0.
     """
 
     name: str
@@ -57,8 +57,8 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """computations: instructions by name, in order; entry: the name of the one that is run.
-    locations: "file:line" of each stack frame, innermost first."""
+    """computations: instructions in order, by the computation's name. entry: name of the entry
+    computation. locations: "file:line" entries of each stack frame, innermost first."""
 
     computations: dict[str, list[Instruction]]
     entry: str
@@ -69,7 +69,7 @@ class Module:
 class Charge:
     """One instruction's share of the cost.
 
-    count: how often it runs. cycles: in all. estimated: whether the compiler said so.
+    count: number of executions. cycles: total. estimated: whether the compiler estimated it.
     """
 
     instruction: Instruction
@@ -92,7 +92,7 @@ _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id iota "
     "opt-barrier add-dependency".split()
 )
-# Custom calls that are notes to the compiler or name memory, and run nothing.
+# Custom calls that execute nothing: annotations for the compiler, or names of memory.
 _FREE_TARGETS = frozenset(
     "AllocateBuffer AssumeGatherIndicesInBound ConcatBitcast GatherScatterIndicesBitpacked "
     "Sharding".split()
@@ -104,7 +104,7 @@ _MOVES = frozenset(
 
 
 def parse(text: str) -> Module:
-    """Reads `compiled.as_text()`.
+    """Parses `compiled.as_text()`.
 
     Raises: ValueError if there is no entry computation.
     """
@@ -131,16 +131,16 @@ def parse(text: str) -> Module:
 
 
 def charges(module: Module, chip: Chip) -> list[Charge]:
-    """Every instruction that runs and what it costs, loops multiplied out, the costliest first.
+    """The cost of every executed instruction, times the trip counts of loops, costliest first.
 
-    Raises: ValueError for a while loop whose number of rounds cannot be read.
+    Raises: ValueError for a while loop whose trip count cannot be read.
     """
     found = list(_charges(module, module.entry, 1, chip))
     return sorted(found, key=lambda charge: charge.cycles, reverse=True)
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of an HLO shape without its padding; of a tuple, of all its elements."""
+    """Bytes of an HLO shape without padding; for a tuple, of all its elements."""
     total = 0
     for element, dimensions in _SHAPE.findall(shape):
         bits = _BITS.get(element) if element in _BITS else int(re.search(r"\d+", element)[0])
@@ -149,7 +149,7 @@ def shape_bytes(shape: str) -> int:
 
 
 def elements(shape: str) -> list[str]:
-    """The arrays of a tuple's HLO shape; of any other, itself."""
+    """The elements of a tuple's HLO shape; any other shape alone."""
     return [match[0] for match in _SHAPE.finditer(shape)]
 
 
@@ -184,7 +184,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis with which the text begins is closed."""
+    """The index of the parenthesis that closes the first one of the text."""
     depth = 0
     for place, character in enumerate(text):
         depth += {"(": 1, ")": -1}.get(character, 0)
@@ -199,7 +199,7 @@ def _quoted(attribute: str, text: str) -> str:
 
 
 def _locations(tables: dict[str, dict[int, str]]) -> dict[int, list[str]]:
-    """Source lines of each stack frame and of those that called it."""
+    """Source lines of each stack frame and its callers."""
 
     def number(name: str, text: str) -> int:
         match = re.search(rf"\b{name}=(\d+)", text)
@@ -246,7 +246,7 @@ def _charges(module: Module, computation: str, count: int, chip: Chip) -> Iterat
             kind = _kind(module, instruction)
             yield Charge(instruction, kind, count, count * instruction.cycles, estimated=True)
         elif opcode in ("copy-start", "slice-start", "async-start"):
-            # Beside the computation.
+            # Overlaps with computation.
             yield Charge(instruction, "data movement", count, 0, estimated=True)
         elif not (opcode == "custom-call" and instruction.target in _FREE_TARGETS):
             size = shape_bytes(instruction.shape)
@@ -257,7 +257,7 @@ def _charges(module: Module, computation: str, count: int, chip: Chip) -> Iterat
 
 
 def _rounds(module: Module, loop: Instruction) -> int:
-    """How often a loop runs: its condition compares a counter from 0 with a constant."""
+    """The trip count of a loop, whose condition compares a counter from 0 with a constant."""
     condition = module.computations[loop.called["condition"][0]]
     constants = [int(i.constant) for i in condition if i.opcode == "constant"]
     if "compare" not in _opcodes(module, condition[-1]) or len(constants) != 1:

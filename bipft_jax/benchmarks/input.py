@@ -1,8 +1,8 @@
-"""How fast text becomes a corpus, and a corpus becomes MLM + NSP examples.
+"""Measures the speed of corpus preparation, and of making MLM + NSP examples from a corpus.
 
     python -m bipft_jax.benchmarks.input --json input.json
 
-Compare the second number with the sequences a second that the accelerators of one host consume.
+Compare the second with the sequences per second that the accelerators of one host consume.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from bipft_jax.paths import require_local
 
 Row = dict[str, Any]
 
-_WARM_UP_BATCHES = 5  # for each worker (its start takes seconds) and what it makes ahead of time
+_WARM_UP_BATCHES = 5  # per worker, to skip its start (seconds) and its prefetched batches
 
 
 def preparation_row(request: CorpusRequest, scratch: Path, repeats: int) -> Row:
     """Times the whole preparation of a corpus in one process (reading, tokenizing, writing).
 
     Args:
-      request: what to prepare; its tokenizer is a file, as training one is not part of the claim.
+      request: what to prepare; its tokenizer must be a file, because training one is not measured.
       scratch: an empty directory for the corpora.
-      repeats: how often.
+      repeats: number of measurements.
     """
     speeds = []
     for repeat in range(repeats):
@@ -48,7 +48,7 @@ def preparation_row(request: CorpusRequest, scratch: Path, repeats: int) -> Row:
 def examples_row(
     examples: PretrainingExamples, batch_size: int, workers: int, repeats: int, seconds: float
 ) -> Row:
-    """Times batches as a training loop gets them, `repeats` times for `seconds` each."""
+    """Times batches as a training loop consumes them: `repeats` measurements of `seconds` each."""
     batches = pretraining_batches(examples, batch_size, num_workers=workers)
     for _ in range(_WARM_UP_BATCHES * max(1, workers)):
         next(batches)
@@ -82,7 +82,7 @@ def _row(measurement: str, unit: str, speeds: Sequence[float]) -> Row:
 def measure(arguments: argparse.Namespace, scratch: Path) -> Iterator[Row]:
     """Yields the rows as they are measured."""
     if arguments.corpus is None:
-        # The tokenizers' own threads would make one core several.
+        # One core is measured: the tokenizers' own threads would use several.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         request = CorpusRequest(arguments.input, arguments.tokenizer)
         prepare_corpus(request, scratch / "first", os.cpu_count() or 1)

@@ -1,11 +1,11 @@
-"""How long the TPU compiler's own schedule of the fused attention kernels is, without a TPU.
+"""Length of the TPU compiler's own schedule of the fused attention kernels, without a TPU.
 
     python -m bipft_jax.benchmarks.kernel_schedule --topology v5e:2x2 --size base --batch 64
 
-The compiler gives kernels no estimate, and `tpu_cost` charges them a lower bound: their bytes, or
-their products. But it writes down its schedule: the instruction words ("bundles") of one program,
-one a cycle if nothing has to be waited for. Times the programs of an update, that is an estimate of
-the kind that it gives for everything else.
+The compiler gives no cycle estimate for kernels, so `tpu_cost` charges them a lower bound: their
+bytes, or their products. But the compiler can dump its schedule: the instruction words ("bundles")
+of one program, one per cycle without stalls. Multiplied by the number of programs in an update, it
+is an estimate like those for other instructions.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from bipft_jax.models.recipes import RECIPES, SIZES, Size
 
 
 def bundles(directory: Path) -> dict[str, int]:
-    """Bundles of each attention kernel by its name, from what the compiler has written there.
+    """Number of bundles of each attention kernel by name, from the compiler's dump.
 
-    Raises: ValueError if there is nothing of them.
+    Raises: ValueError if the dump has none.
     """
     found = {}
     for path in directory.glob("*schedule-analysis_final_bundles.txt"):
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'recipe':<10} {'kernel':<26} {'bundles':>8} {'programs':>9} {'million cycles':>15}")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        # Read when the library is loaded, once.
+        # libtpu reads this only when it is loaded.
         os.environ["LIBTPU_INIT_ARGS"] = (
             f"{os.environ.get('LIBTPU_INIT_ARGS', '')} --xla_jf_dump_to={name} "
             "--xla_jf_dump_llo_text=true"

@@ -1,11 +1,11 @@
-"""What a pretraining update costs on a TPU, by its compiler's estimate, on a machine without one.
+"""Cost of a pretraining update on a TPU by the compiler's estimate, on a machine without a TPU.
 
     python -m bipft_jax.benchmarks.tpu_cost --topology v5e:2x2 --size base --batch 64 --length 128 \
         --recipes fp,bipft_a,bipft_b
 
-The update (forward, backward, AdamW) is compiled for one chip of the topology. Printed for each
-recipe: estimated cycles by kind, memory, the share of the chip's peak that the model's operations
-reach, and the costliest instructions with the source line that they come from. An estimate is no
+The update (forward, backward, AdamW) is compiled for one chip of the topology. The command prints,
+for each recipe, estimated cycles by kind, memory, the fraction of the chip's peak that the model's
+FLOPs reach, and the costliest instructions with their source lines. An estimate is not a
 measurement: use it to compare programs and to see where their time goes.
 """
 
@@ -33,14 +33,14 @@ from bipft_jax.training.flops import update_flops
 
 Row = dict[str, Any]
 
-# Peaks: Google Cloud's pages on v5e and v6e. The clocks, which are not published, turn cycles into
-# seconds for the share of the peak, and bytes into cycles where there is no estimate.
+# Peaks: Google Cloud's pages on v5e and v6e. The clocks (not published) convert cycles to seconds
+# for the fraction of the peak, and bytes to cycles where the compiler gives no estimate.
 CHIPS = {
     "v5e": hlo_cost.Chip(clock=1.5e9, peak_flops=197e12, bandwidth=819e9),
     "v6e": hlo_cost.Chip(clock=1.75e9, peak_flops=918e12, bandwidth=1640e9),
 }
 
-# Without them the library looks for the machine's TPU and its neighbours, and for long.
+# Without these, libtpu searches for the machine's TPU and its neighbours, which takes long.
 NO_TPU_HERE = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -50,10 +50,10 @@ NO_TPU_HERE = {
 
 
 def tpu(topology: str) -> tuple[hlo_cost.Chip, list[jax.Device]]:
-    """The chip of a topology ("v5e:2x2"), and its devices to compile for; they cannot run anything.
-    Called before anything else of jax, which then runs on the CPU.
+    """The chip of a topology ("v5e:2x2"), and its devices, which compile but cannot run. Call it
+    before anything else of jax, which then runs on the CPU.
 
-    Raises: ValueError for a topology that is not known, or without libtpu.
+    Raises: ValueError for an unknown topology, or if libtpu is not installed.
     """
     chip = CHIPS.get(topology.partition(":")[0])
     if chip is None:
@@ -65,13 +65,13 @@ def tpu(topology: str) -> tuple[hlo_cost.Chip, list[jax.Device]]:
             "the TPU compiler is missing: pip install 'bipft_jax[tpu-compiler]', in a checkout "
             "pip install -e '.[tpu-compiler]' (it needs no TPU)"
         )
-    # Found by itself, libtpu would be taken for the machine's backend.
+    # Otherwise jax would find libtpu and use it as the machine's backend.
     jax.config.update("jax_platforms", "cpu")
     for name, value in NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
     try:
         return chip, list(topologies.get_topology_desc(topology, "tpu").devices)
-    except Exception as error:  # what it raises is libtpu's affair
+    except Exception as error:  # libtpu does not document what it raises
         raise ValueError(
             f"libtpu does not know the topology {topology!r} (try v5e:2x2): {error}"
         ) from error
@@ -80,8 +80,8 @@ def tpu(topology: str) -> tuple[hlo_cost.Chip, list[jax.Device]]:
 def row(workload: Workload, recipe: str, compute: str, topology: str, costliest: int) -> Row:
     """Compiles one recipe's update and reads its cost.
 
-    Returns: `cycles` (estimated and charged), `charged_cycles` (of those, what the compiler gave no
-      estimate for), `cycles_by_kind`, `fused_attention` (whether it has it), `temp_bytes`,
+    Returns: `cycles` (estimated and charged), `charged_cycles` (the part without a compiler's
+      estimate), `cycles_by_kind`, `fused_attention` (whether the update uses it), `temp_bytes`,
       `argument_bytes`, `peak_fraction` and the list `costliest`.
     """
     chip, devices = tpu(topology)
@@ -117,10 +117,10 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
 
 
 def compiled_for_tpu(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, hlo_cost.Module]:
-    """Compiles, and reads the program as libtpu writes it down: jax's own `as_text` cannot read all
-    that it makes for a v6e.
+    """Compiles, and parses the program that libtpu dumps: jax's own `as_text` cannot read every
+    v6e program.
 
-    Raises: ValueError if libtpu writes none.
+    Raises: ValueError if libtpu dumps no program.
     """
     with tempfile.TemporaryDirectory() as directory:
         written = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
@@ -134,7 +134,7 @@ def compiled_for_tpu(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, 
 def _described(charge: hlo_cost.Charge, module: hlo_cost.Module) -> Row:
     instruction = charge.instruction
     stack = module.locations.get(instruction.frame, [])
-    # A library's line says less than the line of ours that called it.
+    # Our calling line says more than the library's line.
     source = next((place for place in stack if "/bipft_jax/" in place), (stack or ["?"])[0])
     return {
         "cycles": charge.cycles,
@@ -178,7 +178,7 @@ def report(rows: Sequence[Row]) -> str:
 
 
 def add_topology_argument(parser: argparse.ArgumentParser) -> None:
-    """The flag of the chip to compile for."""
+    """Adds the flag for the topology to compile for."""
     parser.add_argument(
         "--topology", default="v5e:2x2", help=f"of {', '.join(CHIPS)} (default %(default)s)"
     )

@@ -1,11 +1,11 @@
-"""How long one pretraining update takes, for recipes and kinds of arithmetic side by side.
+"""Times one pretraining update for several recipes and kinds of arithmetic.
 
     python -m bipft_jax.benchmarks.train_step --size base --batch 8 --length 128 \
         --recipes fp,bipft_a,bipft_b --compute auto,simulated
 
-All variants live in one process and take turns, so that whatever else the machine does slows all of
-them alike; compare the ratios. `simulated` is the usual formulation of the same model: operands are
-quantised and dequantised in floating point and multiplied as floats.
+All variants take turns in one process, so that other load slows them alike; compare the ratios.
+`simulated` is the usual implementation of the same model: operands are quantised and dequantised in
+floating point and multiplied as floats.
 """
 
 import argparse
@@ -37,8 +37,8 @@ PEER = "hf_bert"
 
 @dataclasses.dataclass
 class Variant:
-    """recipe, compute: its names. peak_bytes: arguments, results and temporaries of the compiled
-    update (of the peer: by how much the process grew). run: makes one update and waits for it."""
+    """recipe, compute: names. peak_bytes: arguments, results and temporaries of the compiled update
+    (for the peer: growth of the process). run: runs one update and waits for it."""
 
     recipe: str
     compute: str
@@ -47,7 +47,7 @@ class Variant:
 
 
 def compile_variant(workload: Workload, recipe: str, compute: str) -> Variant:
-    """Compiles the update of a recipe and gives it a state of its own."""
+    """Compiles the update of a recipe, with its own state."""
     config = workload.config(recipe, compute)
     batch = jax.device_put(workload.arrays())
     state = workload.state(config)
@@ -69,7 +69,7 @@ def compile_variant(workload: Workload, recipe: str, compute: str) -> Variant:
 
 
 def hugging_face_variant(workload: Workload) -> Variant:
-    """`transformers`' BertForPreTraining in float32 with torch's AdamW, same shapes and dropout.
+    """`transformers`' BertForPreTraining in float32 with torch's AdamW; same shapes and dropout.
 
     Raises: ValueError if torch or transformers is not installed.
     """
@@ -118,7 +118,7 @@ def hugging_face_variant(workload: Workload) -> Variant:
 
 
 def _resident_peak(name: str = "VmHWM") -> int | None:
-    """The most memory that this process has had, in bytes; None where /proc does not say."""
+    """The peak resident memory of this process, in bytes; None if /proc does not have it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -128,7 +128,7 @@ def _resident_peak(name: str = "VmHWM") -> int | None:
 
 
 def _reset_resident_peak() -> int | None:
-    """Lets the peak start again from what the process has now, and returns that."""
+    """Resets the peak to the current resident memory; returns it in bytes, or None if it cannot."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -139,8 +139,8 @@ def _reset_resident_peak() -> int | None:
 def measure(variants: Sequence[Variant], tokens: int, repeats: int) -> list[Row]:
     """Runs the variants in turn, once to warm up and `repeats` times to measure.
 
-    Returns: rows with the median of `seconds`, `tokens_per_second`, `ratio_to_fp` (of seconds, if
-      there is an `fp`) and `peak_bytes`.
+    Returns: rows with `recipe`, `compute`, the median `seconds`, `fastest` and `slowest`,
+      `tokens_per_second`, `ratio_to_fp` (of seconds; None without `fp`) and `peak_bytes`.
     """
     times: list[list[float]] = [[] for _ in variants]
     for repeat in range(repeats + 1):
@@ -184,7 +184,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def machine() -> str:
-    """Device, cores and versions, for whoever keeps the numbers."""
+    """Device, cores and jax version, to record with the numbers."""
     device = jax.devices()[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{device.device_kind} ({device.platform}), {cores} CPU cores, jax {jax.__version__}"
@@ -223,7 +223,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def variants_of(parsed: argparse.Namespace) -> list[Variant]:
-    """Compiles everything that is asked for, and says what it is at.
+    """Compiles all requested variants and prints progress.
 
     Raises: ValueError for an unknown recipe or kind of arithmetic, or a peer that is not installed.
     """

@@ -1,4 +1,4 @@
-"""What the benchmarks measure: the pretraining update of a recipe on made-up data of one shape."""
+"""The benchmarks' workload: the pretraining update of a recipe on random data of one shape."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ BERT_VOCABULARY = 30522
 class Workload:
     """Forward, backward and AdamW of `batch` sequences of `length` tokens.
 
-    size: of `models.recipes.SIZES`. dtype: of activations. backward, remat, scan_layers: as
-    `BertConfig` takes them. dropout: BERT's 0.1 costs random bits.
+    size: a key of `models.recipes.SIZES`. dtype: of activations. backward, remat, scan_layers: as
+    in `BertConfig`. dropout: BERT's 0.1, which costs random bits.
     """
 
     size: str
@@ -69,8 +69,9 @@ class Workload:
     def variants(
         self, recipes: Sequence[str], compute_modes: Sequence[str]
     ) -> list[tuple[str, str]]:
-        """Pairs of a recipe and the arithmetic of its products: each recipe in each mode, but one
-        that quantises nothing, and so has no codes to multiply, once, in `dtype`.
+        """Pairs (recipe, arithmetic of its products): each recipe in each mode, except that a
+        recipe without quantised linears, which has no codes to multiply, appears once, with
+        `dtype`.
 
         Raises: ValueError for an unknown recipe or compute mode.
         """
@@ -104,7 +105,7 @@ class Workload:
         return new_state(calibrate(model, params, *inputs), _optimizer())
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """A batch of random tokens without padding, BERT's 15 % of them to predict."""
+        """A batch of random tokens without padding; BERT's 15 % of them are targets."""
         rng = np.random.default_rng(0)
         shape, predictions = (self.batch, self.length), self.predictions
         ids = rng.integers(1, self.vocab_size, shape, dtype=np.int32)
@@ -125,7 +126,7 @@ class Workload:
 
     @property
     def predictions(self) -> int:
-        """Masked positions of a sequence."""
+        """Number of masked positions per sequence."""
         return max_predictions(self.length)
 
 
@@ -136,7 +137,7 @@ def _optimizer():
 def add_workload_arguments(
     parser: argparse.ArgumentParser, *, batch: int, dtype: str, remat: str
 ) -> None:
-    """The flags of a benchmark that say what to compile, with that benchmark's defaults."""
+    """Adds the flags that select what to compile, with the benchmark's own defaults."""
     parser.add_argument("--size", default="base", help="of: %(choices)s", choices=SIZES)
     parser.add_argument("--batch", type=int, default=batch, help="sequences (default %(default)s)")
     parser.add_argument("--length", type=int, default=128, help="tokens (default %(default)s)")
@@ -161,14 +162,14 @@ def add_workload_arguments(
 
 
 def workload_of(parsed: argparse.Namespace, **others: Any) -> Workload:
-    """What those flags ask for; others: further fields."""
+    """The workload that those flags describe. others: further fields."""
     return Workload(
         parsed.size, parsed.batch, parsed.length, parsed.dtype, remat=parsed.remat, **others
     )
 
 
 def add_compute_argument(parser: argparse.ArgumentParser) -> None:
-    """The flag of kinds of arithmetic to compare."""
+    """Adds the flag for the kinds of arithmetic to compare."""
     parser.add_argument(
         "--compute",
         type=names,
@@ -179,5 +180,5 @@ def add_compute_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def names(text: str) -> list[str]:
-    """A flag's comma-separated names."""
+    """Splits a flag's comma-separated names."""
     return text.split(",")

@@ -1,1 +1,1 @@
-"""What finished and running runs have reached: results, tables and pictures."""
+"""Results, tables and plots of finished and running runs."""

@@ -1,12 +1,12 @@
-"""Puts the results of finetuning runs side by side, as a table in Markdown.
+"""Compares the results of finetuning runs in a Markdown table.
 
     python -m bipft_jax.comparison RESULT... [--glue_dir DIR]
 
-RESULT is a result.json of a run over all its seeds, whatever it is called, or a directory below
-which to look for such files. A row is a recipe, pretrained or not; a column is a score of a task; a
-cell is the mean over seeds, in percent, and the sample's standard deviation. With the tasks' data
-the table has a row of a linear model of bags of words (`bipft_jax/data/glue/bag_of_words.py`), too,
-and the standard error of an accuracy from so many dev rows.
+RESULT is the result.json of a finetuning run (over all its seeds, under any file name), or a
+directory to search for such files. A row is a recipe, pretrained or not; a column is a metric of a
+task; a cell is the mean over seeds and the sample standard deviation, in percent. --glue_dir adds a
+row for a linear model of bags of words (`bipft_jax/data/glue/bag_of_words.py`) and the standard
+error of an accuracy on that many dev rows.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from bipft_jax.paths import require_local
 
 
 def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """The results at these paths, and those below those of them that are directories; results of
-    single seeds and of pretraining are passed over.
+    """Reads the results at these paths, recursively in directories; skips results of single seeds
+    and of pretraining.
 
-    Raises: ValueError for a path without any, two results of the same model on the same task, or
-      models of one recipe from different checkpoints.
+    Raises: ValueError for a path without results, two results of the same model on the same task,
+      or models of one recipe from different checkpoints.
     """
     found: dict[tuple, tuple[Path, dict[str, Any]]] = {}
     origins: dict[tuple, tuple[Path, str]] = {}
@@ -57,12 +57,12 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = None) -> str:
-    """A table in Markdown: models in the order of the recipes, the majority class last; tasks in
-    the order of theirs.
+    """A Markdown table: rows in the order of the recipes, with the majority class last; columns in
+    the order of the task table.
 
     Arguments:
-      results: as `read_results` gives them.
-      glue_dir: the tasks' data, for the row of the bags of words; None: no such row.
+      results: as `read_results` returns them.
+      glue_dir: the tasks' data, for the bag-of-words row; None: no such row.
 
     Raises: ValueError if a task of the results cannot be read from `glue_dir`.
     """
@@ -127,12 +127,12 @@ def _label(result: Mapping[str, Any]) -> str:
 
 
 def _is_of_a_task(result: Mapping[str, Any]) -> bool:
-    """A run's result.json, not a config.json, which names its task too."""
+    """Whether this is a finetuning result and not a config.json, which also names a task."""
     return "mean" in result and (result.get("task") in TASKS or "own_task" in result)
 
 
 def _load(path: Path, strictly: bool) -> dict[str, Any]:
-    """strictly: what is not JSON is an error."""
+    """strictly: raise ValueError if the file is not JSON."""
     try:
         result = json.loads(path.read_text())
     except ValueError as error:

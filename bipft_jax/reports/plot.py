@@ -1,9 +1,9 @@
-"""Draws what runs have logged: losses, accuracies, flips of binary weights, learned scales.
+"""Plots the logs of runs: losses, accuracies, flips of binary weights, learned scales.
 
     python -m bipft_jax.plot WORKDIR... --output curves.png
 
-Several runs are drawn over each other, also ones that are still running; the directory of a
-finetuning run stands for all its seeds, that of a sweep for all its points.
+Each panel overlays all runs, finished or still running. The directory of a finetuning run includes
+all its seeds, that of a sweep all its points.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bipft_jax.training.telemetry import METRICS_NAME, read_metrics
 
 Records = list[dict[str, Any]]
 
-# Panels with a title of their own: of every run, and of each objective.
+# Panels with their own titles: for every run, and for each objective.
 _PANELS = (
     Panel("loss", "loss", "validation/loss", None),
     *(panel for objective in OBJECTIVES.values() for panel in objective.panels),
@@ -37,10 +37,10 @@ _COLUMNS = 4
 
 
 def runs_in(directories: Iterable[str | Path]) -> dict[str, Records]:
-    """The log points of runs by a short name: the directory's, with a finetuning run's seed.
+    """The log points of runs by short name: the directory's, with the seed of a finetuning run.
 
-    Raises: ValueError for a directory that has no metrics.jsonl, or one that cannot be read or
-      holds anything but numbers and null (a number that was not finite).
+    Raises: ValueError for a directory without metrics.jsonl, or a metrics.jsonl that cannot be read
+      or holds anything but numbers and null (a non-finite number).
     """
     runs = {}
     for directory in map(Path, directories):
@@ -62,9 +62,9 @@ def runs_in(directories: Iterable[str | Path]) -> dict[str, Records]:
 
 
 def figure(runs: Mapping[str, Records]) -> Figure:
-    """One panel for each thing that any of the runs has logged, updates to the right.
+    """One panel for each quantity that any run has logged, over updates.
 
-    runs: log points by name, as `runs_in` and `read_metrics` give them.
+    runs: log points by name, as `runs_in` and `read_metrics` return them.
 
     Raises: ValueError if nothing was logged.
     """
@@ -90,7 +90,7 @@ def figure(runs: Mapping[str, Records]) -> Figure:
         for panel, site in zip(axes[len(panels) :], sites, strict=True):
             panel.set_title(f"{site}, a line a layer", fontsize=10)
             layers = [key for key in keys if key.startswith(_SCALES) and _site(key) == site]
-            for number, key in enumerate(layers):  # later layers stronger
+            for number, key in enumerate(layers):  # later layers are more opaque
                 alpha = 0.3 + 0.7 * (number + 1) / len(layers)
                 _line(panel, log, key, color=color, alpha=alpha, linewidth=1.0)
         axes[0].plot([], [], color=color, label=name)
@@ -115,8 +115,8 @@ def _line(panel: Axes, log: Records, key: str | None, **style: Any) -> None:
 
 
 def require_format(output: str | Path) -> None:
-    """Raises ValueError if the ending of a file's name is not that of a picture: without one,
-    matplotlib would write a file of another name."""
+    """Raises ValueError if the suffix of a file name is not an image format: without a suffix,
+    matplotlib would write to another file name."""
     endings = Figure().canvas.get_supported_filetypes()
     ending = Path(output).suffix
     if ending.removeprefix(".").lower() not in endings:

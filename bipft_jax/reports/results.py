@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: WORKDIR/result.json, and the table made of it."""
+"""The result of a finished run: WORKDIR/result.json, and its table."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ RESULT_NAME = "result.json"
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a finished run has reached.
+    """The scores of a finished run.
 
-    metric: the one that its best checkpoint was chosen by.
-    by_seed: each seed's scores at that checkpoint, by name.
+    metric: the metric that selected the best checkpoint.
+    by_seed: each seed's scores at its best checkpoint, by name.
     """
 
     metric: str
@@ -37,7 +37,7 @@ class Scores:
 def finished_scores(workdir: str | Path) -> Scores | None:
     """The scores of a pretraining or finetuning run; None if it is not finished.
 
-    Raises: ValueError if its result.json is not one.
+    Raises: ValueError if its result.json is invalid.
     """
     path = Path(workdir) / RESULT_NAME
     if not path.exists():
@@ -56,7 +56,7 @@ def finished_scores(workdir: str | Path) -> Scores | None:
 
 
 def read_result(path: str | Path) -> dict[str, Any]:
-    """What a result.json holds. Raises: ValueError naming it if it is not a JSON object."""
+    """Reads a result.json. Raises: ValueError naming it if it is not a JSON object."""
     try:
         result = parse_json(Path(path).read_bytes())
         if not isinstance(result, dict):
@@ -69,8 +69,8 @@ def read_result(path: str | Path) -> dict[str, Any]:
 
 
 def of_seed(seed: int, updates: int, checkpointer: Checkpointer) -> dict[str, Any]:
-    """What one seed has reached: `best_update`, and the scores of the checkpoints `best` and
-    `last`."""
+    """The result of one seed: `seed`, `updates`, `best_update`, and the scores of the checkpoints
+    `best` and `last`."""
     best = checkpointer.best_step()
     return {
         "seed": seed,
@@ -86,7 +86,7 @@ def of_pretraining(
 ) -> dict[str, Any]:
     """The result of a pretraining run, in the form of a finetuning run with one seed.
 
-    seed: of `of_seed`.
+    seed: the result of `of_seed`.
     """
     return {
         "recipe": config.recipe,
@@ -104,8 +104,8 @@ def summarise(
     baseline: dict[str, float],
     results: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    """The result of a finetuning run: all seeds' with mean and standard deviation of each best
-    score.
+    """The result of a finetuning run: the results of all seeds, with mean and standard deviation of
+    their best scores.
 
     Arguments:
       baseline: scores of the majority class.
@@ -127,7 +127,7 @@ def summarise(
 
 
 def statistics(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """`mean` and `standard_deviation` (of a sample; None of one seed) of all seeds' scores."""
+    """`mean` and sample `standard_deviation` (None for one seed) of each score over the seeds."""
     columns = {name: [of_seed[name] for of_seed in scores] for name in scores[0]}
     return {
         "mean": {name: float(np.mean(column)) for name, column in columns.items()},
@@ -139,8 +139,8 @@ def statistics(scores: Sequence[Mapping[str, float]]) -> dict[str, dict[str, flo
 
 
 def table(summary: dict[str, Any]) -> str:
-    """A summary for reading: a row for each seed, after those of its intermediate stages, the mean,
-    and the majority-class baseline."""
+    """The summary as aligned text: a row for each seed, after those of its intermediate stages;
+    mean and standard deviation for several seeds; the majority-class baseline."""
     names = list(summary["mean"])
     origin = "pretrained" if summary["pretrained"] else "not pretrained"
     rows = []

@@ -71,7 +71,7 @@ def tpu(topology: str) -> tuple[hlo_cost.Chip, list[jax.Device]]:
         os.environ.setdefault(name, value)
     try:
         return chip, list(topologies.get_topology_desc(topology, "tpu").devices)
-    except Exception as error:  # libtpu does not document what it raises
+    except Exception as error:  # whatever libtpu raises
         raise ValueError(
             f"libtpu does not know the topology {topology!r} (try v5e:2x2): {error}"
         ) from error

@@ -120,7 +120,7 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
                 "damaged or copied incompletely: copy or prepare it again."
             )
     tokenizer = load_tokenizer(directory / preparation.TOKENIZER)
-    made_with = metadata["identity"]["tokenizer"]  # a fingerprint, or what was to be trained
+    made_with = metadata["identity"]["tokenizer"]  # a fingerprint, or `sentencepiece:VOCAB_SIZE`
     if (preparation.requested_vocab_size(made_with) or made_with) not in (
         tokenizer.fingerprint,
         tokenizer.vocab_size,
@@ -135,7 +135,8 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
             f"{directory / preparation.UNIGRAMS} does not have a count for each of the "
             f"tokenizer's {tokenizer.vocab_size} ids. Copy or prepare the corpus again."
         )
-    # Texts are many; and two versions of this library may cut the same ones differently.
+    # Lists become digests, because texts are many. The counts are included because another version
+    # of this library may cut the same texts differently.
     identity = {**metadata["identity"], "unigrams": counts.tolist()}
     return Corpus(
         directory=directory,

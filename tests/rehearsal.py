@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from bipft_jax.training.parameters import named_leaves
 
+from bipft_jax.models.parameters import named_leaves
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.telemetry import read_metrics
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import jax
 import ml_collections
-from bipft_jax.training.checkpoints import restore_params
-from bipft_jax.training.parameters import named_leaves
 
+from bipft_jax.checkpoints.manager import restore_params
+from bipft_jax.models.parameters import named_leaves
 from tests.rehearsal import Rehearsal, Update
 
 Row = Callable[[Rehearsal], tuple[Any, Any] | None]

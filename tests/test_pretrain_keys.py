@@ -5,11 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-from bipft_jax.data.pretraining import PretrainingExamples
 
 from bipft_jax import pretrain
 from bipft_jax.config_keys import KEYS
-from bipft_jax.data import corpus
+from bipft_jax.data.corpus import command
+from bipft_jax.data.corpus.corpus import load_corpus
+from bipft_jax.data.corpus.pretraining import PretrainingExamples
 from configs import pretrain as pretrain_config
 from tests import updates_by_hand
 from tests.rehearsal import rehearse
@@ -109,7 +110,7 @@ def runs(home, tmp_path_factory):
     directory = tmp_path_factory.mktemp("rehearsed")
     shutil.copytree(home / "corpus", directory / "corpus")
     # The fused kernel takes sequences of 128 tokens.
-    corpus.main(
+    command.main(
         [
             *("--input", str(home / "text.txt"), "--output", str(directory / "long")),
             *("--tokenizer", str(home / "vocab.txt"), "--sequence_length", "128"),
@@ -150,7 +151,7 @@ def _optimised(run):
 
 
 def _examples(run, split, **how):
-    return PretrainingExamples.from_corpus(corpus.load_corpus(run.config.corpus_dir), split, **how)
+    return PretrainingExamples.from_corpus(load_corpus(run.config.corpus_dir), split, **how)
 
 
 def _hash(batches):
@@ -185,7 +186,7 @@ def _start(run):
 def _mlm_bias(run):
     if run.config.init_from:
         return None
-    counts = corpus.load_corpus(run.config.corpus_dir).unigram_counts + 1.0
+    counts = load_corpus(run.config.corpus_dir).unigram_counts + 1.0
     said = np.log(counts / counts.sum()).tolist()
     if not run.config.unigram_bias:
         said = [own_fill(run.config.seed)] * len(counts)

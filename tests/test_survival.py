@@ -133,11 +133,13 @@ def test_two_processes_are_one_run_and_one_goes_on_on_another_mesh(home):
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted():
     optimizer = adamw(0.5, weight_decay=0.0, clip_norm=0.0)
-    state = new_state({"w": jnp.ones(3)}, optimizer)
-    step = jax.jit(lambda s, g, loss: next_state(optimizer, s, {"w": g}, {"loss": loss}))
+    state = new_state({"kernel": jnp.ones(3)}, optimizer)
+    step = jax.jit(lambda s, g, loss: next_state(optimizer, s, {"kernel": g}, {"loss": loss}))
     good = jnp.full(3, 2.0)
     state, first = step(state, good, 1.0)
-    np.testing.assert_allclose(state.params["w"], 0.5, rtol=1e-4)  # Adam's first step: the rate
+    np.testing.assert_allclose(
+        state.params["kernel"], 0.5, rtol=1e-4
+    )  # Adam's first step: the rate
     rows = [first]
     for gradient, loss in ((good.at[1].set(jnp.nan), 7.0), (good, jnp.inf)):
         after, metrics = step(state, gradient, loss)
@@ -151,7 +153,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
         rows.append(metrics)
     assert state.skipped_in_row == 2
     state, metrics = step(state, good, 4.0)
-    assert state.skipped_in_row == 0 and state.params["w"][0] < 0.2
+    assert state.skipped_in_row == 0 and state.params["kernel"][0] < 0.2
     total = jax.tree.map(lambda *values: sum(values), *rows, metrics)
     means = mean_metrics(total, 4)
     assert means["skipped_updates"] == 2 and means["loss"] == (1.0 + 4.0) / 2

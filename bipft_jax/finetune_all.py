@@ -26,6 +26,7 @@ from bipft_jax.config_keys import ALL_TASKS, check_keys
 from bipft_jax.data.glue import tasks as glue
 from bipft_jax.processes import interruption, is_first, say
 from bipft_jax.reports.results import RESULT_NAME, statistics
+from bipft_jax.reports.tables import aligned, percent
 
 # The entries that papers average; neither average includes WNLI. The scores are our selection
 # metrics on the dev sets, not F1 and Spearman on the test sets as in BERT's table.
@@ -143,19 +144,17 @@ def summarise(
 def table(summary: Mapping[str, Any]) -> str:
     """A summary of all tasks as text: one row per entry, and the averages."""
     origin = "pretrained" if summary["pretrained"] else "not pretrained"
-    lines = [
-        f"GLUE, {summary['recipe']}, {origin}: best evaluation on the dev sets, in percent, "
-        f"mean over {len(summary['seeds'])} seed(s)",
-        f"{'':20}{'mean':>8}{'deviation':>12}{'majority class':>16}  metric",
-    ]
+    rows = [["", "mean", "deviation", "majority class", "metric"]]
     majority, metrics = {}, {}
     for task in summary["tasks"].values():
         found = entries(task, task["majority_class"])
         majority |= found
         metrics |= dict.fromkeys(found, task["selection_metric"])
     for name, mean in summary["mean"].items():
-        cells = (mean, summary["standard_deviation"][name], majority.get(name))
-        shown = ["-" if cell is None else f"{100 * cell:.1f}" for cell in cells]
+        scores = (mean, summary["standard_deviation"][name], majority.get(name))
         what = metrics.get(name) or ", ".join(AVERAGES.get(name, metrics))
-        lines.append(f"{name:20}{shown[0]:>8}{shown[1]:>12}{shown[2]:>16}  {what}")
-    return "\n".join(lines)
+        rows.append([name, *map(percent, scores), what])
+    return (
+        f"GLUE, {summary['recipe']}, {origin}: best evaluation on the dev sets, in percent, "
+        f"mean over {len(summary['seeds'])} seed(s)\n{aligned(rows, right=(1, 2, 3))}"
+    )

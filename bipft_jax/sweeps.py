@@ -41,6 +41,7 @@ from matplotlib.figure import Figure
 from bipft_jax.checkpoints.workdir import changed_inputs, recorded_inputs
 from bipft_jax.paths import replacing, require_local
 from bipft_jax.reports.results import Scores, finished_scores
+from bipft_jax.reports.tables import aligned
 
 TABLE_NAME = "sweep.csv"
 FIGURE_NAME = "sweep.png"
@@ -344,8 +345,7 @@ def summary(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> str:
                 ", ".join(counts if len(counts) == 1 else (f"{n} {s}" for s, n in counts.items())),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    lines = [aligned(table)]
     comparable = [s for s in settings if s.scores and math.isfinite(s.mean)]
     if len(metrics) == 1 and comparable:
         ((metric, higher_is_better),) = metrics.items()

@@ -13,6 +13,7 @@ import numpy as np
 from bipft_jax.data.glue.own import recorded
 from bipft_jax.data.glue.tasks import GlueTask
 from bipft_jax.json_text import parse_json
+from bipft_jax.reports.tables import aligned, percent
 
 if TYPE_CHECKING:
     from bipft_jax.checkpoints.manager import Checkpointer
@@ -143,19 +144,18 @@ def table(summary: dict[str, Any]) -> str:
     mean and standard deviation for several seeds; the majority-class baseline."""
     names = list(summary["mean"])
     origin = "pretrained" if summary["pretrained"] else "not pretrained"
-    rows = []
+    rows: list[tuple[str, Mapping[str, float]]] = []
     for r in summary["seeds"]:
         for stage, scores in r["intermediate"].items():
-            rows.append([f"seed {r['seed']}, {stage}", scores])
-        rows.append([f"seed {r['seed']} (update {r['best_update']} of {r['updates']})", r["best"]])
+            rows.append((f"seed {r['seed']}, {stage}", scores))
+        rows.append((f"seed {r['seed']} (update {r['best_update']} of {r['updates']})", r["best"]))
     if len(summary["seeds"]) > 1:
-        rows.append(["mean", summary["mean"]])
-        rows.append(["standard deviation", summary["standard_deviation"]])
-    rows.append(["majority class", summary["majority_class"]])
+        rows.append(("mean", summary["mean"]))
+        rows.append(("standard deviation", summary["standard_deviation"]))
+    rows.append(("majority class", summary["majority_class"]))
     what = f"{summary['task']}, {summary['recipe']}, {origin}"
-    lines = [f"{what}: best evaluation on the dev set, in percent"]
-    lines.append(f"{'':34}" + "".join(f"{name:>12}" for name in names))
-    for label, scores in rows:
-        cells = [f"{100 * scores[n]:12.1f}" if n in scores else f"{'-':>12}" for n in names]
-        lines.append(f"{label:34}" + "".join(cells))
-    return "\n".join(lines)
+    cells = [["", *names], *([label, *map(percent, map(s.get, names))] for label, s in rows)]
+    return (
+        f"{what}: best evaluation on the dev set, in percent\n"
+        f"{aligned(cells, right=range(1, len(names) + 1))}"
+    )

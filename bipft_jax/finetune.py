@@ -42,8 +42,8 @@ from bipft_jax.stages import Stage, make_stages, make_teacher
 from bipft_jax.training import loop, sharding
 from bipft_jax.training.classifiers import has_classifier_of
 from bipft_jax.training.evaluation import named_by_split, task_scores
+from bipft_jax.training.initial_state import first_state, restored
 from bipft_jax.training.loop import Course
-from bipft_jax.training.start import first_state, restored
 from bipft_jax.training.state import TrainState
 
 

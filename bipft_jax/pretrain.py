@@ -47,9 +47,9 @@ from bipft_jax.reports.results import RESULT_NAME, of_pretraining, of_seed
 from bipft_jax.training import loop, sharding
 from bipft_jax.training.evaluation import HeldOut, held_out_metrics
 from bipft_jax.training.flops import update_flops
+from bipft_jax.training.initial_state import first_state, restored
 from bipft_jax.training.loop import Course, Learner
 from bipft_jax.training.optimizer import adamw, linear_schedule
-from bipft_jax.training.start import first_state, restored
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.step import evaluation_step
 

@@ -110,8 +110,8 @@ def make_teacher(
 ) -> TaskTeacher:
     """The finetuned teacher from a checkpoint.
 
-    Raises: ValueError for a teacher of another task, with another number or order of outputs or
-      another tokenizer, or whose layers, width or heads do not match the student's.
+    Raises: ValueError for a teacher of another task, with other outputs or another tokenizer, or
+      whose layers, width or heads do not match the student's.
     """
     verify_tokenizer(source.tokenizer.to_dict(), student.tokenizer)
     if source.run.get("task", task.name) != task.name:
@@ -125,13 +125,6 @@ def make_teacher(
         theirs, ours = source.architecture[name], student.architecture[name]
         if theirs != ours:
             raise ValueError(f"the teacher has {name} {theirs}, the student {ours}: must be equal")
-    # The labels of an imported model, if its directory named them.
-    labels, ours = source.run.get("labels", []), list(task.label_names or ())
-    if labels != ours and sorted(labels) == sorted(ours):
-        raise ValueError(
-            f"the teacher {config.teacher} has the labels in the order {', '.join(labels)}, task "
-            f"{task.name} in the order {', '.join(ours)}: its logits would mean other classes"
-        )
     require_initialised_scales(source)
     model_config = source.config(dropout=config.dropout, dtype=config.dtype, compute=config.compute)
     model = source.objective.model(model_config)

@@ -1,22 +1,47 @@
 #!/usr/bin/env bash
 # Trains and finetunes a 1-bit BERT on this machine. Needs only Python; downloads no data.
 #
-#   bash launch/quickstart.sh [DIRECTORY] [--config.KEY=VALUE ...]     default: runs/quickstart
+#   bash launch/quickstart.sh [DIRECTORY] [--config.KEY=VALUE ...]
+#
+# DIRECTORY: of the results, relative to this checkout; default runs/quickstart. The flags go to
+# every run of pretraining and finetuning and win over the values below. They are keys that both
+# configs have, such as --config.compute=float32 --config.backward=float32
+# Run it again: finished steps are not repeated, an interrupted one goes on.
 #
 # Text: the documentation of Python and of five packages that this library requires. Task: classify
-# which of these six a sentence from a held-out document is about, with 20 labels for each. Flags go
-# to every run, such as --config.compute=float32 --config.backward=float32. When run again, it skips
-# finished steps and resumes an interrupted one.
+# which of these six a sentence from a held-out document is about, from 20 labelled sentences of each.
 set -euo pipefail
+if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
+  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+  exit
+fi
 cd "$(dirname "$0")/.."
 runs=runs/quickstart
-if [[ $# -gt 0 && "$1" != --* ]]; then
+if [[ $# -gt 0 && "$1" != -* ]]; then
   runs="$1"
   shift
 fi
 source launch/environment.sh
 prepare_environment ""
 python=.venv/bin/python
+# Before minutes are spent: every flag is one of both kinds of runs.
+$python - "$@" <<'PYTHON'
+import re, sys
+
+sys.path.insert(0, "")
+from configs import finetune, pretrain
+
+for flag in sys.argv[1:]:
+    key = re.match(r"--config\.([\w.]+)=", flag)
+    if not key:
+        sys.exit(f"error: {flag}: flags here are of the form --config.KEY=VALUE")
+    for program in (pretrain, finetune):
+        values = program.get_config().to_dict()
+        for part in key[1].split("."):
+            if part not in values:
+                sys.exit(f"error: {flag}: configs/{program.__name__.partition('.')[2]}.py has no {key[1]}")
+            values = values[part]
+PYTHON
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 
 echo; echo "== 1. corpus: text to shards of token blocks"
@@ -59,8 +84,8 @@ $python - "$runs/bipft_b/result.json" <<'PYTHON'
 import json, sys
 best = json.load(open(sys.argv[1]))["seeds"][0]["best"]
 print(
-    f"Held-out perplexity of the 1-bit model: {best['mlm_perplexity']:.0f}; of the words' "
-    f"frequencies: {best['unigram_perplexity']:.0f}."
+    f"Held-out perplexity of the 1-bit model: {best['mlm_perplexity']:.0f}; when predicting by "
+    f"word frequency: {best['unigram_perplexity']:.0f}."
 )
 PYTHON
 

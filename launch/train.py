@@ -1,4 +1,4 @@
-"""Starts a training run. Flags only; the loops are bipft_jax/pretrain.py and finetune.py.
+"""Starts a training run. Flags only; the programs are bipft_jax/pretrain.py and finetune_all.py.
 
     python launch/train.py --config=configs/pretrain.py:bipft_b,mini \
         --config.corpus_dir=DIR --workdir=DIR

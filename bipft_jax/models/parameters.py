@@ -1,6 +1,6 @@
 """Compares parameter trees by name: missing and unexpected leaves, other shapes and dtypes.
 
-A leaf's name is its path, joined with "/": `encoder/layer/attention/query/kernel`. Restored trees
+A leaf's name is its path, joined with "/": `bert/encoder/layers/attention/query/kernel`. Restored trees
 are compared before use: a parameter that a checkpoint silently lacks would be trained from random
 values.
 """

@@ -1,7 +1,7 @@
 """The dataclasses of an objective, a row of `objectives/table.py`.
 
-Loops, steps, checkpoints, sharding and telemetry take an `Objective` as argument; none of them
-names a particular one.
+The loop, the update, pretraining, sharding and telemetry take an `Objective` as argument and name
+none; finetuning is always `classification`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from bipft_jax.checkpoints.source import Source
 from bipft_jax.data.glue.labels import are_numbers, outputs_of_classes
@@ -23,12 +24,15 @@ def require_number_of_outputs(source: Source, task: GlueTask) -> None:
 
 
 def require_outputs(source: Source, task: GlueTask) -> None:
-    """Raises ValueError if a model has another number of outputs than the task, or the task's
-    classes in another order."""
+    """Raises ValueError if a model has another number of outputs than the task, other classes, or
+    the task's classes in another order."""
     require_number_of_outputs(source, task)
-    names = source.run.get("labels") or []
+    trained = recorded_task(source.run)
+    names = (trained.label_names if trained else source.run.get("labels")) or ()
+    if task.is_regression or not names:
+        return
     order = outputs_of_classes(task, names)
-    if order and order != sorted(order):
+    if order != list(range(task.num_outputs)):
         raise ValueError(
             f"{source.workdir} has the labels in the order {', '.join(names)}, task {task.name} "
             f"in the order {', '.join(task.label_names)}: its logits would mean other classes"
@@ -64,7 +68,8 @@ def has_classifier_of(source: Source, task: GlueTask) -> bool:
     """Whether a checkpoint's classifier was trained on the task: by a run on the task, or imported
     with the task's labels in the task's order. An equal width or numbered labels do not suffice."""
     if "task" in source.run:
-        return recorded_task(source.run) == task
+        trained = recorded_task(source.run)
+        return trained is not None and _asked(trained) == _asked(task)
     labels = [label.lower() for label in source.run.get("labels", [])]
     named = [list(names or ()) for names in (task.label_names, task.tfds_label_names)]
     return (
@@ -72,3 +77,8 @@ def has_classifier_of(source: Source, task: GlueTask) -> bool:
         and labels in named
         and not any(label.isdecimal() for label in labels)
     )
+
+
+def _asked(task: GlueTask) -> tuple[Any, ...]:
+    """What decides the meaning of the outputs; epochs and metrics do not."""
+    return task.name, task.sentences, task.label_names, task.score_range

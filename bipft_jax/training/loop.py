@@ -1,11 +1,12 @@
-"""The training loop. Pretraining and each seed of finetuning run it with their own `Course`.
+"""The training loop. Pretraining and each stage of each seed of finetuning run it with their own
+`Course`.
 
 Every iteration does the following, in this order, which is documented only here:
 
 1. take the next batch, already on the devices, and dispatch the update;
 2. fetch and write the pending log point, one update late, so that the devices never wait;
-3. every `log_every` updates, dispatch a new log point: mean metrics, learning rate, flips of
-   binary weights, learned scales;
+3. every `log_every` updates, after the last one and at a stop, dispatch a new log point: mean
+   metrics, learning rate, flips of binary weights, learned scales, all since the one before;
 4. if the course evaluates here, fetch the pending log point, evaluate the held-out data, and save
    the state with the scores;
 5. if a stop was requested, fetch the pending log point, save the state, and end the process.
@@ -204,7 +205,7 @@ def run(
                 means = steps.mean_metrics(sums, count)
             telemetry.log(at, {**means, "learning_rate": rate, **values, **meter.rates(at)})
             limit = config.max_skipped_updates
-            # The state is one update further; that update may have been finite.
+            # The state may be one update further, and that update may have been finite.
             if skipped >= limit and jax.device_get(state.skipped_in_row) >= limit:
                 with jax.transfer_guard("allow"):
                     raise FloatingPointError(
@@ -259,9 +260,11 @@ def _diverged(
     """The error message for a run whose updates are all skipped; batch: that of the latest."""
     step, skipped = int(state.step), int(state.skipped_in_row)
     before, dropout = state.replace(step=state.step - 1), course.dropout(step - 1)
-    gradients, _ = learner.gradients(before, teacher_params, seed, batch, dropout)
-    bad = states.not_finite(gradients)
-    where = f"the gradient of {bad[0]} and {len(bad) - 1} others" if bad else "the loss"
+    gradients, metrics = learner.gradients(before, teacher_params, seed, batch, dropout)
+    if bad := states.not_finite(gradients):
+        where = f"the gradient of {states.first_of(bad)}"
+    else:
+        where = "the norm of the gradient" if np.isfinite(metrics["loss"]) else "the loss"
     return (
         f"{skipped} updates in a row were skipped, from update {step - skipped + 1} on: {where} is "
         f"not finite at update {step} ({course.examples(step - 1)}). {course.after_divergence}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,9 +55,14 @@ def require_finite(params: Params) -> None:
     bad = not_finite(params)
     if bad:
         raise FloatingPointError(
-            f"{bad[0]} and {len(bad) - 1} other parameters are not finite: this state is not "
-            "saved. The checkpoints before can be used"
+            f"not finite: {first_of(bad)}. This state is not saved. The checkpoints before can be "
+            "used"
         )
+
+
+def first_of(names: Sequence[str]) -> str:
+    """The first name and how many others, for a message."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} others"
 
 
 def initial_params(

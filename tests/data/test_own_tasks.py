@@ -1,6 +1,7 @@
 """A task that a user describes beside its files is a row like GLUE's."""
 
 import json
+import math
 
 import pytest
 
@@ -13,7 +14,7 @@ SCORES = {"sentences": ["a", "b"], "label": "score", "scores": [-1, 1]}
 
 def written(directory, described, name="topics"):
     (directory / name).mkdir(exist_ok=True)
-    (directory / name / own.TASK_NAME).write_text(json.dumps(described))
+    (directory / name / own.TASK_FILE).write_text(json.dumps(described))
     return directory
 
 
@@ -60,10 +61,13 @@ def test_a_run_remembers_its_task(described):
         ({"sentences": []}, "sentences is .*1 or 2"),
         ({"sentences": "text"}, "sentences is 'text'"),
         ({"sentences": ["topic"]}, "label: 'topic' is a column of sentences"),
-        ({"label": 1}, "label is"),
+        ({"label": 1}, "label is 1"),
+        ({"label": None}, "label is missing"),
+        ({"labels": ["yes", "Yes"]}, "labels is .*differ in their case"),
+        ({"metrics": ["acuracy"]}, "metrics: unknown metric 'acuracy': did you mean accuracy"),
         ({"scores": [0, 1]}, ".*one of labels and scores"),
-        ({"metrics": ["f1"]}, "metrics: unknown metric 'f1'"),  # of two classes
-        ({"metrics": ["pearson"]}, "metrics: unknown metric 'pearson'"),
+        ({"metrics": ["f1"]}, "metrics: f1 is for two labels, not 3"),  # of two classes
+        ({"metrics": ["pearson"]}, "metrics: pearson is not for labels"),
         ({"epochs": 0}, "epochs is 0"),
         ({"lables": []}, "unknown key 'lables': did you mean labels"),
     ],
@@ -74,11 +78,16 @@ def test_what_is_wrong_is_named_with_its_file_and_key(change, message, tmp_path)
         own.task_named("topics", tmp_path)
 
 
-@pytest.mark.parametrize("scores", [[1, 0], [0], ["a", "b"], None])
+@pytest.mark.parametrize("scores", [[1, 0], [0], ["a", "b"], None, [0, 10**400], [0, math.inf]])
 def test_a_range_has_a_least_and_a_greatest_score(scores, tmp_path):
     written(tmp_path, {**SCORES, "scores": scores})
     with pytest.raises(ValueError, match="scores is .*least, greatest"):
         own.task_named("topics", tmp_path)
+
+
+def test_a_task_of_glue_is_not_described_anew(tmp_path):
+    with pytest.raises(ValueError, match="rte/task.json describes rte, which is a task of GLUE"):
+        own.task_named("rte", written(tmp_path, TOPICS, "rte"))
 
 
 def test_an_unknown_task_names_those_that_are_described(tmp_path):

@@ -11,7 +11,7 @@ from bipft_jax.interop import convert
 from bipft_jax.interop.hugging_face import read_directory, write_directory
 from bipft_jax.objectives.classification import classification
 from bipft_jax.objectives.mlm_nsp import MLM_NSP
-from tests.interop.test_hugging_face import assert_same_bits, model, state_of, write
+from tests.interop.directories import assert_same_bits, model, state_of, write
 
 
 def run(*arguments):

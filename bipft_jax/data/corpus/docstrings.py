@@ -61,8 +61,9 @@ def docstrings(path: Path) -> list[str]:
         warnings.simplefilter("ignore")  # invalid escapes in someone else's old source
         try:
             tree = ast.parse(path.read_bytes())
-        except SyntaxError:
-            return []  # templates and deliberately broken files are no modules
+        # Templates and deliberately broken files, NUL bytes, expressions nested too deeply.
+        except (SyntaxError, ValueError, RecursionError):
+            return []
     return list(_docstrings_below(tree))
 
 

@@ -6,7 +6,8 @@ examples and tests can pretrain on real, if technical, English without a downloa
     package-docs    python-docs and the docstrings of the packages in `PACKAGES`, which this library
                     requires: about four times the text
 
-The text depends only on the versions of Python and the packages.
+The text depends on the versions of Python and of the packages, and on which parts of the standard
+library are installed. For one environment it is always the same.
 """
 
 import functools
@@ -23,7 +24,7 @@ from bipft_jax.data.corpus.sentences import split_document
 PYTHON_DOCS, PACKAGE_DOCS = "python-docs", "package-docs"
 PACKAGES = ("numpy", "scipy", "sklearn", "matplotlib", "jax")
 
-# Of the documents: enough sentences for validation and for a classification task.
+# Share of the documents; it has enough sentences for validation and for a classification task.
 HELD_OUT_FRACTION = 0.2
 
 _SKIPPED_DIRECTORIES = frozenset(

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bipft_jax.data.corpus.python_docs import PACKAGE_DOCS, PACKAGES, held_out_sentences
-from bipft_jax.data.glue.own import TASK_NAME, description, task_of
+from bipft_jax.data.glue.own import TASK_FILE, description, task_of
 from bipft_jax.paths import require_local
 
 TASK = task_of(
@@ -94,7 +94,7 @@ def write_task(glue_dir: str | Path, splits: Mapping[str, Sequence[tuple[str, st
     directory = Path(glue_dir) / TASK.directory
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(description(TASK), indent=1)
-    (directory / TASK_NAME).write_text(text + "\n", encoding="utf-8")
+    (directory / TASK_FILE).write_text(text + "\n", encoding="utf-8")
     paths = []
     for split, rows in splits.items():
         path = directory / f"{split}.tsv"

@@ -8,8 +8,8 @@ A task is then the same as a row of `TASKS`. Keys, those that may be left out in
     label       the label's column
     labels      the labels as the files spell them, in the order of the classifier's outputs; or
     scores      instead, for regression: [least, greatest]
-    [metrics]   names of `glue.metrics.METRICS`, of which the first selects the best evaluation:
-                accuracy; for scores pearson and spearman
+    [metrics]   names of `glue/metrics.py`, of which the first selects the best evaluation:
+                accuracy; for scores pearson and spearman. f1 is for two labels, of the second one
     [epochs]    passes over the training rows: 10
 """
 
@@ -24,7 +24,7 @@ from bipft_jax.data.glue.tasks import TASKS, GlueTask
 from bipft_jax.errors import unknown_name
 from bipft_jax.json_text import parse_json
 
-TASK_NAME = "task.json"
+TASK_FILE = "task.json"
 
 _KEYS = ("sentences", "label", "labels", "scores", "metrics", "epochs")
 _OF_SCORES, _OF_TWO_CLASSES = ("pearson", "spearman"), ("f1",)
@@ -33,15 +33,17 @@ _OF_SCORES, _OF_TWO_CLASSES = ("pearson", "spearman"), ("f1",)
 def task_named(name: str, glue_dir: str | Path) -> GlueTask:
     """The row of `TASKS` of that name, or the task that `glue_dir` describes.
 
-    Raises: ValueError if neither has it, naming the nearest known ones, or for a description that
-      is not one, naming the file and the key.
+    Raises: ValueError if neither has it, naming the nearest known ones; for an invalid description,
+      naming the file and the key; for a description of a task of GLUE.
     """
-    if name in TASKS:
-        return TASKS[name]
     directory = Path(glue_dir).expanduser()
-    path = directory / name / TASK_NAME
+    path = directory / name / TASK_FILE
+    if name in TASKS:
+        if path.is_file():
+            raise ValueError(f"{path} describes {name}, which is a task of GLUE: name it otherwise")
+        return TASKS[name]
     if not path.is_file():
-        own = sorted(file.parent.name for file in directory.glob(f"*/{TASK_NAME}"))
+        own = sorted(file.parent.name for file in directory.glob(f"*/{TASK_FILE}"))
         raise ValueError(
             f"{unknown_name('GLUE task', name, (*TASKS, *own))}; a task of your own is described "
             f"in {path} (see bipft_jax/data/glue/own.py)"
@@ -60,24 +62,26 @@ def task_of(name: str, described: Any) -> GlueTask:
         if key not in _KEYS:
             raise unknown_name("key", key, _KEYS)
     sentences = _names(described, "sentences", (1, 2))
-    (label,) = _names({"label": [described.get("label")]}, "label", (1, 1))
+    label = described.get("label")
+    if not _is_name(label):
+        raise ValueError(f"label is {_shown(label)}: it must be the name of a column")
     if label in sentences:
         raise ValueError(f"label: {label!r} is a column of sentences")
     if ("labels" in described) == ("scores" in described):
         raise ValueError("it must have one of labels and scores")
     regression = "scores" in described
     labels = None if regression else _names(described, "labels", (2, None))
-    fitting = {
-        metric
-        for metric in METRICS
-        if (metric in _OF_SCORES) == regression
-        and (metric not in _OF_TWO_CLASSES or len(labels) == 2)
-    }
+    if labels and len({label.casefold() for label in labels}) < len(labels):
+        raise ValueError(f"labels is {list(labels)!r}: two of them differ in their case only")
     usual = list(_OF_SCORES) if regression else ["accuracy"]
     metrics = _names({"metrics": usual, **described}, "metrics", (1, None))
     for metric in metrics:
-        if metric not in fitting:
-            raise ValueError(f"metrics: {unknown_name('metric', metric, sorted(fitting))}")
+        if metric not in METRICS:
+            raise ValueError(f"metrics: {unknown_name('metric', metric, METRICS)}")
+        if (metric in _OF_SCORES) != regression:
+            raise ValueError(f"metrics: {metric} is not for {'scores' if regression else 'labels'}")
+        if metric in _OF_TWO_CLASSES and len(labels) != 2:
+            raise ValueError(f"metrics: {metric} is for two labels, not {len(labels)}")
     epochs = described.get("epochs", 10)
     if type(epochs) is not int or epochs < 1:
         raise ValueError(f"epochs is {epochs!r}: it must be a whole number, 1 or more")
@@ -94,7 +98,8 @@ def task_of(name: str, described: Any) -> GlueTask:
 
 
 def recorded(task: GlueTask) -> dict[str, Any]:
-    """What a run's record says of its task, beside its name: a task of one's own whole."""
+    """What a run records of its task, beside its name: nothing of GLUE's, the description of a
+    task of one's own."""
     return {} if task.name in TASKS else {"own_task": description(task)}
 
 
@@ -115,7 +120,7 @@ def description(task: GlueTask) -> dict[str, Any]:
 
 
 def recorded_task(run: Mapping[str, Any]) -> GlueTask | None:
-    """The task of a run's record, as a checkpoint has it; None if it is of no task."""
+    """The task of a run, from what a checkpoint or result.json records; None for a run without."""
     if "own_task" in run:
         return task_of(run["task"], run["own_task"])
     return TASKS.get(run.get("task"))
@@ -124,27 +129,30 @@ def recorded_task(run: Mapping[str, Any]) -> GlueTask | None:
 def _names(
     described: Mapping[str, Any], key: str, count: tuple[int, int | None]
 ) -> tuple[str, ...]:
-    """The distinct, non-empty strings of a list, of so many entries."""
+    """A list of distinct names. count: the least and the greatest length, None for any."""
     names, (least, most) = described.get(key), count
     many = f"{least}" if least == most else f"{least} or {most}" if most else f"{least} or more"
     if not (
         isinstance(names, list)
         and least <= len(names) <= (most or len(names))
-        and all(isinstance(name, str) and name for name in names)
-        and not any("\t" in name or "\n" in name for name in names)
+        and all(map(_is_name, names))
         and len(set(names)) == len(names)
     ):
-        wanted = "a name" if count == (1, 1) else f"a list of {many} different names"
-        raise ValueError(f"{key} is {names!r}: it must be {wanted}")
+        raise ValueError(f"{key} is {_shown(names)}: it must be a list of {many} different names")
     return tuple(names)
 
 
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and name != "" and not set("\t\r\n") & set(name)
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is None else repr(value)
+
+
 def _range(scores: Any) -> tuple[float, float]:
-    if (
-        isinstance(scores, list)
-        and len(scores) == 2
-        and all(type(score) in (int, float) for score in scores)
-        and scores[0] < scores[1]
-    ):
-        return float(scores[0]), float(scores[1])
-    raise ValueError(f"scores is {scores!r}: it must be [least, greatest]")
+    if isinstance(scores, list) and len(scores) == 2:
+        # Between numbers that float32 has.
+        if all(type(s) in (int, float) and abs(s) < 1e38 for s in scores) and scores[0] < scores[1]:
+            return float(scores[0]), float(scores[1])
+    raise ValueError(f"scores is {scores!r}: it must be [least, greatest], finite numbers")

@@ -1,8 +1,8 @@
 """Compares parameter trees by name: missing and unexpected leaves, other shapes and dtypes.
 
-A leaf's name is its path, joined with "/": `bert/encoder/layers/attention/query/kernel`. Restored trees
-are compared before use: a parameter that a checkpoint silently lacks would be trained from random
-values.
+A leaf's name is its path, joined with "/": `bert/encoder/layers/attention/query/kernel`. Restored
+trees are compared before use: a parameter that a checkpoint silently lacks would be trained from
+random values.
 """
 
 from collections.abc import Callable, Mapping

@@ -165,8 +165,8 @@ class ThroughputMeter:
         Returns:
           the rates of `per_step`; `eta_seconds`, by the mean time per step since the first
           `restart`, evaluation and saving included; and `goodput`, the fraction of the time since
-          construction that was spent in steps, not in the first compilation, evaluating or saving. Empty if no
-          interval has begun, or it has no step.
+          construction that was spent in steps, not in the first compilation, evaluating or saving.
+          Empty if no interval has begun, or it has no step.
         """
         last = self._last
         self.restart(step)

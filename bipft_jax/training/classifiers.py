@@ -24,15 +24,19 @@ def require_number_of_outputs(source: Source, task: GlueTask) -> None:
 
 
 def require_outputs(source: Source, task: GlueTask) -> None:
-    """Raises ValueError if a model has another number of outputs than the task, other classes, or
-    the task's classes in another order."""
+    """Raises ValueError if a model has another number of outputs than the task, or the task's
+    classes in another order; of a model that was finetuned here, also for other classes. An
+    imported model may name its classes in words of its own."""
     require_number_of_outputs(source, task)
     trained = recorded_task(source.run)
-    names = (trained.label_names if trained else source.run.get("labels")) or ()
-    if task.is_regression or not names:
-        return
-    order = outputs_of_classes(task, names)
-    if order != list(range(task.num_outputs)):
+    if trained:
+        names = trained.label_names or ()
+        same = trained.label_names == task.label_names
+    else:
+        names = source.run.get("labels") or ()
+        order = outputs_of_classes(task, names)
+        same = order is None or order == sorted(order)
+    if not same:
         raise ValueError(
             f"{source.workdir} has the labels in the order {', '.join(names)}, task {task.name} "
             f"in the order {', '.join(task.label_names)}: its logits would mean other classes"

@@ -143,7 +143,7 @@ def make_run(config: ml_collections.ConfigDict, begun: Inputs) -> Run:
     data = load_task(
         task, config.glue_dir, source.tokenizer, config.max_length, config.length_buckets
     )
-    inputs["glue_dir"] = data.fingerprints | own.recorded(task)
+    inputs["glue_dir"] = data.fingerprints | own.fingerprint(task)
     longest, positions = data.train.padded_lengths[-1], source.architecture["max_positions"]
     if longest > positions:
         raise ValueError(

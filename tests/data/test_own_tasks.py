@@ -52,6 +52,16 @@ def test_a_run_remembers_its_task(described):
     assert own.recorded_task({"recipe": "fp"}) is None
 
 
+def test_a_run_knows_another_description_from_its_own():
+    def of(described):
+        return own.fingerprint(own.task_of("topics", described))
+
+    assert of(TOPICS) == of(dict(reversed(TOPICS.items())))
+    assert of(TOPICS) != of({**TOPICS, "labels": TOPICS["labels"][::-1]})
+    assert of(TOPICS) != of({**TOPICS, "epochs": 3})
+    assert own.fingerprint(TASKS["rte"]) == {}
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

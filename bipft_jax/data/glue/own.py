@@ -15,6 +15,8 @@ A task is then the same as a row of `TASKS`. Keys, those that may be left out in
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,13 @@ def recorded(task: GlueTask) -> dict[str, Any]:
     """What a run records of its task, beside its name: nothing of GLUE's, the description of a
     task of one's own."""
     return {} if task.name in TASKS else {"own_task": description(task)}
+
+
+def fingerprint(task: GlueTask) -> dict[str, str]:
+    """By which a run knows the description again: its SHA-256 (hex) by the file's name; nothing for
+    a task of GLUE."""
+    text = json.dumps(recorded(task), sort_keys=True)
+    return {} if task.name in TASKS else {TASK_FILE: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def description(task: GlueTask) -> dict[str, Any]:

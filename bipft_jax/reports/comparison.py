@@ -22,6 +22,7 @@ from bipft_jax.data.glue import bag_of_words, own
 from bipft_jax.data.glue.tasks import TASKS, read_split
 from bipft_jax.models.recipes import RECIPES
 from bipft_jax.paths import require_local
+from bipft_jax.reports.tables import percent
 
 
 def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -99,9 +100,9 @@ def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = No
                 f"{task.directory}: {len(train):,} training and {len(dev):,} dev rows; "
                 f"standard error of an accuracy: at most {error:.1f}."
             )
-        cells = (f"{100 * words[key]:.1f}" if key in words else "" for key in scores)
+        cells = (percent(words[key]) if key in words else "" for key in scores)
         rows.append(["linear model of bags of words", *cells])
-    rows.append(["majority class", *(f"{100 * majority[key]:.1f}" for key in scores)])
+    rows.append(["majority class", *(percent(majority[key]) for key in scores)])
     counts = sorted({len(result["seeds"]) for result in results})
     seeds = " or ".join(map(str, counts))
     lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -114,8 +115,7 @@ def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
     if result is None or metric not in result["mean"]:
         return ""
     mean, deviation = result["mean"][metric], result["standard_deviation"][metric]
-    shown = f"{100 * mean:.1f}"
-    return shown if deviation is None else f"{shown} ± {100 * deviation:.1f}"
+    return percent(mean) if deviation is None else f"{percent(mean)} ± {percent(deviation)}"
 
 
 def _model(result: Mapping[str, Any]) -> tuple[str, bool]:

@@ -1,4 +1,4 @@
-"""Tables for a terminal."""
+"""Cells and columns of tables."""
 
 from __future__ import annotations
 

@@ -17,6 +17,8 @@ decay or clipping, the task table's epochs. Small models need a learning rate of
 
 import ml_collections
 
+from bipft_jax.points import product
+
 
 def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     """arg: "RECIPE,TASK"."""
@@ -97,6 +99,4 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
 
 def get_hyper() -> list[dict]:
     """The points of `launch/sweep.py`: learning rates for a small model, two seeds each."""
-    from bipft_jax.sweeps import product  # here, so that a run's mistyped flag answers at once
-
     return product(learning_rate=(1e-4, 3e-4, 1e-3), seeds=((0,), (1,)))

@@ -14,6 +14,8 @@ adam_epsilon 1e-8, weight_decay 0, clip_norm 0, init_from and teacher a full-pre
 
 import ml_collections
 
+from bipft_jax.points import product
+
 
 def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     """arg: "RECIPE,SIZE"."""
@@ -95,6 +97,4 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
 
 def get_hyper() -> list[dict]:
     """The points of `launch/sweep.py`: peak learning rates for a small model, two seeds each."""
-    from bipft_jax.sweeps import product  # here, so that a run's mistyped flag answers at once
-
     return product(learning_rate=(2e-4, 5e-4, 1e-3), seed=(0, 1))

@@ -47,6 +47,7 @@ from ml_collections.config_flags import config_path
 
 from bipft_jax.command_line import parse, parse_or_exit
 from bipft_jax.paths import require_local
+from bipft_jax.points import named, product
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file of configs/ with its argument: FILE.py:ARGUMENT.", lock_config=True
@@ -75,6 +76,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # Imported late, so that --help and a mistyped flag answer at once.
     from bipft_jax import sweeps
+    from bipft_jax.reports import sweep
 
     workdir = Path(_WORKDIR.value).expanduser()
     runs = Runs(workdir)
@@ -82,12 +84,12 @@ def main(argv: list[str]) -> None:
         require_local({"workdir": _WORKDIR.value})
         points = checked_points(workdir)
         if _LIST.value:
-            for name in sweeps.named(points):
-                print(f"{sweeps.outcome(workdir / name)[0]:9} {workdir / name}")
+            for name in named(points):
+                print(f"{sweep.outcome(workdir / name)[0]:9} {workdir / name}")
             return
         if _PRINT_ARGUMENTS.value:
-            for name, point in sweeps.named(points).items():
-                if sweeps.outcome(workdir / name)[0] != "finished":
+            for name, point in named(points).items():
+                if sweep.outcome(workdir / name)[0] != "finished":
                     print(shlex.join(train_arguments(point, workdir / name)))
             return
         interrupt_on_signals()
@@ -102,8 +104,8 @@ def main(argv: list[str]) -> None:
         sys.exit(128 + (interrupt.args or (signal.SIGINT,))[0])
     for name, error in failures.items():
         print(f"\nfailed: {workdir / name}\n  " + "\n  ".join(error.splitlines()))
-    print(f"\n{sweeps.summary(points, workdir)}")
-    print(f"wrote {workdir / sweeps.TABLE_NAME} and {workdir / sweeps.FIGURE_NAME}")
+    print(f"\n{sweep.summary(points, workdir)}")
+    print(f"wrote {workdir / sweep.TABLE_NAME} and {workdir / sweep.FIGURE_NAME}")
     sys.exit(1 if failures else 0)
 
 
@@ -113,7 +115,6 @@ def checked_points(workdir: Path) -> list[dict]:
     Raises: ValueError for an unknown key, a value that its key cannot have, a key that is also
       set for all points, or a directory that holds a run with other settings.
     """
-    from bipft_jax import sweeps
     from bipft_jax.checkpoints.workdir import check_workdir
     from bipft_jax.config_keys import check_keys  # imports jax, which takes a while
 
@@ -130,7 +131,7 @@ def checked_points(workdir: Path) -> list[dict]:
         config = config_of(point)
         check_keys(config)
         checked.append({key: config_path.get_value(key, config) for key in point})
-    for name, point in sweeps.named(checked).items():
+    for name, point in named(checked).items():
         check_workdir(workdir / name, config_of(point).to_dict())
     return checked
 
@@ -140,8 +141,6 @@ def swept_values() -> list[dict]:
 
     Raises: ValueError for one that is not KEY=VALUE,VALUE,..., or for a repeated key.
     """
-    from bipft_jax.sweeps import product
-
     factors = []
     for text in _VALUES.value:
         key, equals, values = text.partition("=")
@@ -238,8 +237,8 @@ def interrupt_on_signals() -> None:
     numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
 
     def interrupt(number: int, frame) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
     for number in numbers:
@@ -260,12 +259,12 @@ class Runs:
 
         Raises: ChildProcessError with the last lines of output if it fails.
         """
-        from bipft_jax import sweeps
+        from bipft_jax.reports.sweep import outcome
 
         command = [sys.executable, "-u", str(_PROGRAM), *train_arguments(point, directory)]
         with (directory / _LOG_NAME).open("a+b") as log:
             waited = self._wait_for(log, directory)
-            if waited and sweeps.outcome(directory)[0] == "finished":
+            if waited and outcome(directory)[0] == "finished":
                 return
             log.write(f"$ {shlex.join(command)}\n".encode())
             log.flush()

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from bipft_jax import sweeps
+from bipft_jax.points import named, point_name, product, zipped
+from bipft_jax.reports import sweep
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,10 +34,10 @@ def write_result(directory, accuracy_by_seed, higher_is_better=True):
 def grid(workdir):
     """2 x 2 settings with two seeds each, one setting half finished and one failed. Means of the
     finished ones: 0.5, 0.25, 0.75."""
-    points = sweeps.product(size=("tiny", "mini"), learning_rate=(0.001, 0.1), seeds=((0,), (1,)))
+    points = product(size=("tiny", "mini"), learning_rate=(0.001, 0.1), seeds=((0,), (1,)))
     accuracies = iter([0.25, 0.75, 0.125, 0.375, 0.75, None, "failed", None])
     for point, accuracy in zip(points, accuracies, strict=True):
-        directory = workdir / sweeps.point_name(point)
+        directory = workdir / point_name(point)
         directory.mkdir(parents=True)
         if accuracy == "failed":
             (directory / "failed.txt").write_text("out of memory")
@@ -45,38 +47,38 @@ def grid(workdir):
 
 
 def test_points_are_every_combination_or_taken_together():
-    together = sweeps.zipped(size=("tiny", "mini"), learning_rate=(2, 1))
-    assert sweeps.product(together, seed=(0, 1)) == [
+    together = zipped(size=("tiny", "mini"), learning_rate=(2, 1))
+    assert product(together, seed=(0, 1)) == [
         {"size": "tiny", "learning_rate": 2, "seed": 0},
         {"size": "tiny", "learning_rate": 2, "seed": 1},
         {"size": "mini", "learning_rate": 1, "seed": 0},
         {"size": "mini", "learning_rate": 1, "seed": 1},
     ]
     with pytest.raises(ValueError, match="size is named twice"):
-        sweeps.product(together, size=("base",))
+        product(together, size=("base",))
     with pytest.raises(ValueError, match="size has 2, learning_rate has 3"):
-        sweeps.zipped(size=("tiny", "mini"), learning_rate=(1, 2, 3))
+        zipped(size=("tiny", "mini"), learning_rate=(1, 2, 3))
     with pytest.raises(ValueError, match="size is 'tiny': give a tuple"):
-        sweeps.product(size="tiny")
+        product(size="tiny")
 
 
 def test_names_are_file_names_and_differ_where_points_do():
-    name = sweeps.point_name({"seeds": (0,), "learning_rate": 3e-4})
+    name = point_name({"seeds": (0,), "learning_rate": 3e-4})
     assert name == "learning_rate=0.0003,seeds=0"
-    assert name == sweeps.point_name({"learning_rate": 3e-4, "seeds": (0,)})
+    assert name == point_name({"learning_rate": 3e-4, "seeds": (0,)})
     hard = ["a/b", "a b", "a_b", "a\nb", "../a", "ä", "a,size=b", "a" * 300, "a" * 300 + "b", ""]
-    names = [sweeps.point_name({"init_from": value}) for value in hard]
-    names.append(sweeps.point_name({"init_from": "a", "size": "b"}))
+    names = [point_name({"init_from": value}) for value in hard]
+    names.append(point_name({"init_from": "a", "size": "b"}))
     assert len(set(names)) == len(names)
     for name in names:
         assert len(name) < 200 and name.isascii() and not set(name) & set("/\n\\ ")
-    with pytest.raises(ValueError, match="two points of the sweep are seed=0"):
-        sweeps.named([{"seed": 0}, {"seed": 0}])
+    with pytest.raises(ValueError, match="names the point seed=0 twice"):
+        named([{"seed": 0}, {"seed": 0}])
 
 
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_a_sweep_goes_on_where_it_was_and_repeats_only_failed_points(tmp_path, capsys, parallel):
-    points = sweeps.product(seed=(0, 1, 2, 3))
+    points = product(seed=(0, 1, 2, 3))
     started = []
 
     def start(point, directory):
@@ -108,7 +110,7 @@ def test_a_sweep_goes_on_where_it_was_and_repeats_only_failed_points(tmp_path, c
     assert not list(tmp_path.glob("*/failed.txt"))
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        [*map(sweeps.point_name, points), "sweep.csv", "sweep.png"]
+        [*map(point_name, points), "sweep.csv", "sweep.png"]
     )
 
 
@@ -129,7 +131,7 @@ def test_an_interruption_stops_the_sweep(tmp_path, parallel):
 
     before = threading.enumerate()
     with pytest.raises(KeyboardInterrupt):
-        sweeps.run(sweeps.product(seed=range(20)), start, tmp_path, parallel)
+        sweeps.run(product(seed=range(20)), start, tmp_path, parallel)
     stopped.set()
     for thread in set(threading.enumerate()) - set(before):
         thread.join()
@@ -140,17 +142,17 @@ def test_an_interruption_stops_the_sweep(tmp_path, parallel):
 def test_a_result_that_cannot_be_read_is_run_again(tmp_path):
     (tmp_path / "seed=0").mkdir()
     (tmp_path / "seed=0" / "result.json").write_text("{")
-    assert [row["state"] for row in sweeps.rows([{"seed": 0}], tmp_path)] == ["failed"]
+    assert [row["state"] for row in sweep.rows([{"seed": 0}], tmp_path)] == ["failed"]
     assert sweeps.run([{"seed": 0}], lambda _, d: write_result(d, {0: 1.0}), tmp_path) == {}
-    assert [row["accuracy"] for row in sweeps.rows([{"seed": 0}], tmp_path)] == [1.0]
+    assert [row["accuracy"] for row in sweep.rows([{"seed": 0}], tmp_path)] == [1.0]
 
 
 def test_the_table_has_a_row_for_each_point_and_seed(tmp_path):
     points = [{"seeds": (0, 7), "note": "a,b"}, {"seeds": (1,), "note": "c"}, {"note": "d"}]
-    (tmp_path / sweeps.point_name(points[0])).mkdir()
-    write_result(tmp_path / sweeps.point_name(points[0]), {0: 0.5, 7: 0.25})
-    table = sweeps.rows(points, tmp_path)
-    sweeps.write_table(table, tmp_path / "table.csv")
+    (tmp_path / point_name(points[0])).mkdir()
+    write_result(tmp_path / point_name(points[0]), {0: 0.5, 7: 0.25})
+    table = sweep.rows(points, tmp_path)
+    sweep.write_table(table, tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_text().splitlines() == [
         "seeds,note,seed,state,accuracy,f1",
         '"(0, 7)","a,b",0,finished,0.5,0.25',
@@ -161,7 +163,7 @@ def test_the_table_has_a_row_for_each_point_and_seed(tmp_path):
 
 
 def test_the_plot_has_a_panel_for_each_key_and_a_line_for_the_others(tmp_path):
-    sizes, rates = sweeps.figure(grid(tmp_path), tmp_path).axes
+    sizes, rates = sweep.figure(grid(tmp_path), tmp_path).axes
     deviation = 0.5 / 2**0.5  # of 0.25 and 0.75; half of it of 0.125 and 0.375
 
     assert (sizes.get_xlabel(), sizes.get_ylabel()) == ("size", "accuracy")
@@ -184,11 +186,11 @@ def test_the_plot_has_a_panel_for_each_key_and_a_line_for_the_others(tmp_path):
 
 
 def test_a_narrow_range_is_linear_and_seeds_alone_have_one_panel(tmp_path):
-    points = sweeps.product(learning_rate=(1e-4, 9e-4))
-    assert sweeps.figure(points, tmp_path).axes[0].get_xscale() == "linear"
-    points = sweeps.product(seed=(0, 1))
+    points = product(learning_rate=(1e-4, 9e-4))
+    assert sweep.figure(points, tmp_path).axes[0].get_xscale() == "linear"
+    points = product(seed=(0, 1))
     sweeps.run(points, lambda p, d: write_result(d, {p["seed"]: 0.5 + p["seed"]}), tmp_path)
-    (panel,) = sweeps.figure(points, tmp_path).axes
+    (panel,) = sweep.figure(points, tmp_path).axes
     assert list(lines(panel).values()) == [([(0, 1.0)], [pytest.approx(0.5**0.5)])]
     assert [text.get_text() for text in panel.get_xticklabels()] == ["all"]
     assert panel.get_legend() is None
@@ -212,7 +214,7 @@ def dots(panel):
 
 
 def test_points_that_stand_on_different_inputs_do_not_make_one_table(tmp_path):
-    points = sweeps.product(init_from=("a", "b"), seed=(0, 1))
+    points = product(init_from=("a", "b"), seed=(0, 1))
     corpora = iter("ccccd")
 
     def start(point, directory):
@@ -223,7 +225,7 @@ def test_points_that_stand_on_different_inputs_do_not_make_one_table(tmp_path):
     assert sweeps.run(points, start, tmp_path) == {}
     more = [*points, {"init_from": "c", "seed": 0}]
     (failed,) = sweeps.run(more, start, tmp_path).values()
-    assert "init_from=c,seed=0 does not stand on" in failed
+    assert "init_from=c,seed=0 has other inputs than" in failed
     assert "(corpus_dir: input c before, d now)" in failed
     with pytest.raises(ValueError, match="corpus_dir: input c before, d now"):
         sweeps.run(more, start, tmp_path)
@@ -231,7 +233,7 @@ def test_points_that_stand_on_different_inputs_do_not_make_one_table(tmp_path):
 
 def test_the_summary_names_the_best_setting_and_its_best_run(tmp_path):
     points = grid(tmp_path)
-    cells = [line.split() for line in sweeps.summary(points, tmp_path).splitlines()]
+    cells = [line.split() for line in sweep.summary(points, tmp_path).splitlines()]
     assert cells[:5] == [
         ["size", "learning_rate", "mean", "accuracy", "deviation", "seeds", "state"],
         ["tiny", "0.001", "0.5000", "0.3536", "2", "finished"],
@@ -246,14 +248,14 @@ def test_the_summary_names_the_best_setting_and_its_best_run(tmp_path):
 
 
 def test_of_losses_the_lowest_is_best(tmp_path):
-    points = sweeps.product(learning_rate=(1.0, 2.0), seed=(0, 1))
+    points = product(learning_rate=(1.0, 2.0), seed=(0, 1))
 
     def start(point, directory):
         loss = point["learning_rate"] + point["seed"] / 4
         write_result(directory, {point["seed"]: loss}, higher_is_better=False)
 
     sweeps.run(points, start, tmp_path)
-    best = sweeps.summary(points, tmp_path).splitlines()[-1]
+    best = sweep.summary(points, tmp_path).splitlines()[-1]
     assert "learning_rate=1.0, 1.1250 over 2 seeds" in best
     assert best.endswith("learning_rate=1.0,seed=0")
 

@@ -87,7 +87,7 @@ def several(element: Rule, *, distinct: bool = False) -> Rule:
         if distinct and not value:
             raise ValueError(f"{name} is empty: give at least one, as --config.{name}='(0,)'")
         if distinct and len(set(value)) < len(value):
-            raise ValueError(f"{name} is {value!r}: each may be there once")
+            raise ValueError(f"{name} is {value!r}: each may occur once")
 
     return rule
 

@@ -33,7 +33,7 @@ def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
 
     pieces = text.split(MASK)
     if len(pieces) == 1:
-        raise ValueError(f"no {MASK} in {text!r}: put {MASK} where a word is to be found")
+        raise ValueError(f"no {MASK} in {text!r}: put {MASK} where a word is to be predicted")
     ids = [tokenizer.cls_id, *tokenizer.encode(pieces[0])]
     for piece in pieces[1:]:
         ids += [tokenizer.mask_id, *continuation(piece)]
@@ -49,9 +49,9 @@ def fill_mask(source: Source, text: str, top: int = 5) -> list[list[tuple[str, f
       has no MLM head or gives logits that are not finite.
     """
     if "mlm_bias" not in source.objective.abstract_params(source.config()):
-        what = "finetuned classifier" if source.objective.outputs else source.objective.name
+        kind = "finetuned classifier" if source.objective.outputs else source.objective.name
         raise ValueError(
-            f"{source.workdir} holds a {what}, which has no masked-word head: give the workdir of "
+            f"{source.workdir} holds a {kind}, which has no masked-word head: give the workdir of "
             "a pretraining run"
         )
     if "mlm_bias" in source.missing:
@@ -84,13 +84,13 @@ def fill_mask(source: Source, text: str, top: int = 5) -> list[list[tuple[str, f
             "damaged, or it has learned scales that were never initialised"
         )
     logits = logits.at[:, special].set(-jnp.inf)
-    probabilities, found = jax.lax.top_k(jax.nn.softmax(logits), top)
+    probabilities, top_ids = jax.lax.top_k(jax.nn.softmax(logits), top)
     return [
         [
             (tokenizer.id_to_piece(int(i)).removeprefix("▁"), float(p))
             for i, p in zip(row, ps, strict=True)
         ]
-        for row, ps in zip(np.asarray(found), np.asarray(probabilities), strict=True)
+        for row, ps in zip(np.asarray(top_ids), np.asarray(probabilities), strict=True)
     ]
 
 

@@ -32,7 +32,7 @@ from bipft_jax.checkpoints.workdir import (
 from bipft_jax.config_keys import check_keys
 from bipft_jax.data.glue import batches as glue_batches
 from bipft_jax.data.glue import metrics as glue_metrics
-from bipft_jax.data.glue import own
+from bipft_jax.data.glue import own_tasks
 from bipft_jax.data.glue import tasks as glue
 from bipft_jax.models.recipes import recipe_named
 from bipft_jax.objectives.task_distillation import DISTILLATIONS
@@ -40,11 +40,11 @@ from bipft_jax.processes import interruption, is_first, say
 from bipft_jax.reports.results import RESULT_NAME, of_seed, read_result, summarise, table
 from bipft_jax.stages import Stage, make_stages, make_teacher
 from bipft_jax.training import loop, sharding
-from bipft_jax.training.classifiers import has_classifier_of
 from bipft_jax.training.evaluation import named_by_split, task_scores
 from bipft_jax.training.initial_state import first_state, restored
 from bipft_jax.training.loop import Course
 from bipft_jax.training.state import TrainState
+from bipft_jax.training.task_outputs import has_classifier_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ def make_run(config: ml_collections.ConfigDict, begun: Inputs) -> Run:
     Raises: ValueError for a missing directory, incompatible keys, texts with more tokens than the
       model has positions, or a batch that does not split.
     """
-    task = own.task_named(config.task, config.glue_dir)
+    task = own_tasks.task_named(config.task, config.glue_dir)
     check_together(config, task)
     source = load_input(config.init_from, "init_from", begun)
     inputs = {"init_from": source.identity}
@@ -143,7 +143,7 @@ def make_run(config: ml_collections.ConfigDict, begun: Inputs) -> Run:
     data = load_task(
         task, config.glue_dir, source.tokenizer, config.max_length, config.length_buckets
     )
-    inputs["glue_dir"] = data.fingerprints | own.fingerprint(task)
+    inputs["glue_dir"] = data.fingerprints | own_tasks.fingerprint(task)
     longest, positions = data.train.padded_lengths[-1], source.architecture["max_positions"]
     if longest > positions:
         raise ValueError(
@@ -283,7 +283,7 @@ def course_of(run: Run, stage: Stage, directory: Path, seed: int) -> Course:
     config, data, learner = run.config, run.data, stage.learner
     size, examples = config.batch_size, len(data.train)
     evaluated = _evaluation_steps(config, examples, run.total)
-    record = {**config.to_dict(), **own.recorded(data.task)}
+    record = {**config.to_dict(), **own_tasks.task_record(data.task)}
     description = checkpoint_description(learner.model.config, learner.objective, record)
     return Course(
         config=config,

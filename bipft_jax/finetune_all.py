@@ -57,8 +57,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
         return finetune.train(config, workdir)
     if config.teacher:
         raise ValueError(
-            f"the teacher {config.teacher} is one of a single task: finetune on each task with its "
-            "own (--config=configs/finetune.py:RECIPE,TASK), or leave teacher empty"
+            f"the teacher {config.teacher} was finetuned on a single task: finetune on each "
+            "task with its own (--config=configs/finetune.py:RECIPE,TASK), or leave teacher empty"
         )
     workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())
@@ -67,15 +67,15 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def _all_tasks(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any]:
-    there = [name for name in glue.BENCHMARK if glue.is_there(glue.TASKS[name], config.glue_dir)]
-    if not there:
+    present = [name for name in glue.BENCHMARK if glue.is_there(glue.TASKS[name], config.glue_dir)]
+    if not present:
         raise ValueError(f"glue_dir {config.glue_dir!r} has none of {', '.join(glue.BENCHMARK)}")
-    if missing := [name for name in glue.BENCHMARK if name not in there]:
+    if missing := [name for name in glue.BENCHMARK if name not in present]:
         say(f"not in {config.glue_dir}, left out: {', '.join(missing)}")
-    configs = {name: ml_collections.ConfigDict({**config, "task": name}) for name in there}
+    configs = {name: ml_collections.ConfigDict({**config, "task": name}) for name in present}
     # Checks the checkpoint and the dev splits before claiming the workdir or spending hours.
-    run = finetune.make_run(configs[there[0]], recorded_inputs(workdir))
-    for name in there:
+    run = finetune.make_run(configs[present[0]], recorded_inputs(workdir))
+    for name in present:
         task = glue.TASKS[name]
         for split in glue.dev_splits(task, config.glue_dir):
             glue.read_split(task, config.glue_dir, split)
@@ -100,10 +100,10 @@ def entries(summary: Mapping[str, Any], scores: Mapping[str, float]) -> dict[str
       scores: by metric, of one seed or of a baseline.
     """
     metric = summary["selection_metric"]
-    found = {summary["task"]: scores[metric]}
+    scores_by_task = {summary["task"]: scores[metric]}
     if metric + _MISMATCHED in scores:
-        found[f"{summary['task']}-mm"] = scores[metric + _MISMATCHED]
-    return found
+        scores_by_task[f"{summary['task']}-mm"] = scores[metric + _MISMATCHED]
+    return scores_by_task
 
 
 def summarise(
@@ -147,13 +147,13 @@ def table(summary: Mapping[str, Any]) -> str:
     rows = [["", "mean", "deviation", "majority class", "metric"]]
     majority, metrics = {}, {}
     for task in summary["tasks"].values():
-        found = entries(task, task["majority_class"])
-        majority |= found
-        metrics |= dict.fromkeys(found, task["selection_metric"])
+        baselines = entries(task, task["majority_class"])
+        majority |= baselines
+        metrics |= dict.fromkeys(baselines, task["selection_metric"])
     for name, mean in summary["mean"].items():
         scores = (mean, summary["standard_deviation"][name], majority.get(name))
-        what = metrics.get(name) or ", ".join(AVERAGES.get(name, metrics))
-        rows.append([name, *map(percent, scores), what])
+        metric = metrics.get(name) or ", ".join(AVERAGES.get(name, metrics))
+        rows.append([name, *map(percent, scores), metric])
     return (
         f"GLUE, {summary['recipe']}, {origin}: best evaluation on the dev sets, in percent, "
         f"mean over {len(summary['seeds'])} seed(s)\n{aligned(rows, right=(1, 2, 3))}"

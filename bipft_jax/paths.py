@@ -14,17 +14,17 @@ from typing import Any
 _SCHEME = re.compile(r"[a-z][a-z0-9+.:-]*", re.IGNORECASE)  # gs, s3, also tfds:gs
 
 
-def require_local(given: Mapping[str, Any]) -> None:
+def require_local(arguments: Mapping[str, Any]) -> None:
     """Refuses gs://, s3://, https:// and every other SCHEME:// instead of a path. Call it where
     paths enter the program, before anything is loaded or written.
 
     Arguments:
-      given: paths, or lists or tuples of paths, by the names that the user knows. Values of other
-        types are ignored, so `given` can be a config or all arguments of a command.
+      arguments: paths, or lists or tuples of paths, by the names that the user knows. Values of
+        other types are ignored, so it can be a config or all arguments of a command.
 
     Raises: ValueError that names the first path that is not of the file system.
     """
-    for name, value in given.items():
+    for name, value in arguments.items():
         for path in value if isinstance(value, (list, tuple)) else [value]:
             if not isinstance(path, (str, os.PathLike)):
                 continue
@@ -73,8 +73,8 @@ def require_writable(path: str | os.PathLike[str]) -> None:
     """Raises ValueError if the file cannot be written. Call it before computing its contents."""
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
-        what = "is a directory" if path.is_dir() else f"cannot be made: there is no {path.parent}"
-        raise ValueError(f"{path} {what}. Name a file in a directory that exists")
+        problem = "is a directory" if path.is_dir() else f"has no directory {path.parent}"
+        raise ValueError(f"{path} {problem}. Name a file in a directory that exists")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"{path} cannot be written: permission denied")
 

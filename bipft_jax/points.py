@@ -39,7 +39,7 @@ def zipped(**values: Iterable[Any]) -> list[Point]:
     columns = {key: _values(key, column) for key, column in values.items()}
     if len({len(column) for column in columns.values()}) > 1:
         lengths = ", ".join(f"{key} has {len(column)}" for key, column in columns.items())
-        raise ValueError(f"values taken together must be as many of each: {lengths}")
+        raise ValueError(f"values taken together must be equally many: {lengths}")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

@@ -22,14 +22,14 @@ import numpy as np
 
 from bipft_jax.checkpoints.source import Source, load_source
 from bipft_jax.data.glue import batches as glue_batches
-from bipft_jax.data.glue import own
+from bipft_jax.data.glue import own_tasks
 from bipft_jax.data.glue import tasks as glue
 from bipft_jax.paths import require_local, require_writable
 from bipft_jax.reports.results import RESULT_NAME, read_result
 from bipft_jax.training import sharding
-from bipft_jax.training.classifiers import class_outputs, require_number_of_outputs
 from bipft_jax.training.evaluation import outputs
 from bipft_jax.training.step import prediction_step
+from bipft_jax.training.task_outputs import class_outputs, require_number_of_outputs
 
 _BATCH_SIZE = 32
 _MAX_LENGTH = 128  # tokens, for an imported model, whose run has no max_length
@@ -70,7 +70,7 @@ def task_of(source: Source, name: str | None) -> glue.GlueTask:
         raise ValueError(f"{source.workdir} does not say its task: give --task")
     if None not in (name, trained) and name != trained:
         raise ValueError(f"{source.workdir} was finetuned on {trained}, not on {name}")
-    task = own.recorded_task(source.run) or glue.glue_task(name or trained)
+    task = own_tasks.task_of_run(source.run) or glue.glue_task(name or trained)
     require_number_of_outputs(source, task)
     return task
 
@@ -132,8 +132,7 @@ def rows(
             scores = np.clip(scores, *task.score_range)
             if changed := np.count_nonzero(scores != answers[:, 0]):
                 logging.warning(
-                    "%d of %d scores were outside %g to %g, which is all that the benchmark takes: "
-                    "they were moved there",
+                    "%d of %d scores were outside %g to %g, the task's range: they were clipped",
                     changed,
                     len(scores),
                     *task.score_range,

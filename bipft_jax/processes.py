@@ -32,20 +32,20 @@ def join(
 
     Raises: ValueError if only some of the three are given, or JAX cannot join the job.
     """
-    given = {
+    addresses = {
         "coordinator_address": coordinator_address,
         "num_processes": num_processes,
         "process_id": process_id,
     }
-    missing = [name for name, value in given.items() if value is None]
-    if len(missing) == len(given) and not find:
+    missing = [name for name, value in addresses.items() if value is None]
+    if len(missing) == len(addresses) and not find:
         return
-    if 0 < len(missing) < len(given):
+    if 0 < len(missing) < len(addresses):
         raise ValueError(
-            f"--{missing[0]} is missing: a job is joined with all of {', '.join(given)}"
+            f"--{missing[0]} is missing: a job is joined with all of {', '.join(addresses)}"
         )
     try:
-        jax.distributed.initialize(**given)
+        jax.distributed.initialize(**addresses)
     except (ValueError, RuntimeError) as error:
         raise ValueError(
             f"the other processes were not found: {error}. Give --coordinator_address=HOST:PORT "

@@ -112,7 +112,7 @@ def test_what_cannot_work_does_not_occupy_the_workdir(runs, tmp_path):
     with pytest.raises(ValueError, match="no dev of rte"):
         runs[0](glue.BENCHMARK, broken=("rte",))
     assert not (tmp_path / "run").exists() and not runs[1]
-    with pytest.raises(ValueError, match="x/seed_0 is one of a single task"):
+    with pytest.raises(ValueError, match="x/seed_0 was finetuned on a single task"):
         runs[0]((), teacher="x/seed_0", distillation="bit")
 
 

@@ -17,8 +17,8 @@ from bipft_jax.models.bert import BertForSequenceClassification
 from bipft_jax.models.recipes import BertConfig, architecture, recipe_named
 from bipft_jax.training import sharding
 from bipft_jax.training import step as steps
-from bipft_jax.training.classifiers import require_outputs
 from bipft_jax.training.evaluation import outputs
+from bipft_jax.training.task_outputs import require_outputs
 from tests.objectives import abstract_params, objective
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
@@ -133,7 +133,7 @@ def test_the_best_seed_answers(tmp_path):
             source(2, "sst2"),
             "id\tsentence\n1\ta\n1\tb\n",
             (),
-            "in.tsv:3: the id '1' is that of line 2",
+            "in.tsv:3: the id '1' is also that of line 2",
         ),
         (source(2, "sst2"), "sentence\tsentence\na\tb\n", (), "in.tsv:1: .* 'sentence' twice"),
         (
@@ -247,7 +247,7 @@ def test_a_pipe_is_read_once(monkeypatch, tmp_path):
 def test_where_nothing_can_be_written_is_known_before_anything_is_read(tmp_path):
     (tmp_path / "in.tsv").write_text("sentence\na\n")
     for output, message in (
-        ("no/out.tsv", "there is no .*/no"),
+        ("no/out.tsv", "has no directory .*/no"),
         (".", "is a directory"),
         ("in.tsv", "in.tsv is the input"),
     ):

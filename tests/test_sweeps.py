@@ -333,7 +333,7 @@ def test_a_terminated_sweep_of_the_configs_own_points_goes_on_to_one_table(comma
     ]
 
     changed = run_command(command, "--config.batch_size=7")  # would mix two settings in one table
-    assert changed.returncode == 1 and "batch_size: 32 there, 7 now" in changed.stderr
+    assert changed.returncode == 1 and "batch_size: 32 before, 7 now" in changed.stderr
 
 
 def test_a_failed_run_is_shown_and_does_not_hold_up_the_others(command, tmp_path):

@@ -59,12 +59,12 @@ def changed_file(directory: Path, items: Collection[str]) -> str:
         if name.split("/")[0] not in items:
             continue
         try:
-            found = _digest(directory / name)
+            actual = _digest(directory / name)
         except FileNotFoundError:
             return f"{name}: the file is missing"
-        if found["size"] != saved.get("size"):
-            return f"{name}: its size is {found['size']}, but {saved.get('size')} when it was saved"
-        if found != saved:
+        if actual["size"] != saved.get("size"):
+            return f"{name}: size {actual['size']}, but {saved.get('size')} when it was saved"
+        if actual != saved:
             return f"{name}: flipped bits (its SHA-256 is not that of the file that was saved)"
     return ""
 

@@ -75,8 +75,8 @@ def steps_in(directory: Path) -> list[int]:
 def _require(directory: Path, step: int) -> None:
     steps = steps_in(directory)
     if step not in steps:
-        there = f"there are {', '.join(map(str, steps))}" if steps else "there are none at all"
-        raise CheckpointError(f"{directory} has no checkpoint of step {step}; {there}.")
+        available = f"there are {', '.join(map(str, steps))}" if steps else "there are none at all"
+        raise CheckpointError(f"{directory} has no checkpoint of step {step}; {available}.")
 
 
 def verify(directory: Path, step: int, items: Collection[str]) -> None:
@@ -88,20 +88,20 @@ def verify(directory: Path, step: int, items: Collection[str]) -> None:
       CheckpointError: the step does not exist; DamagedCheckpointError: a file has changed.
     """
     _require(directory, step)
-    found = ""
+    damage = ""
     if jax.process_index() == 0:
-        found = changed_file(directory / str(step), items)
+        damage = changed_file(directory / str(step), items)
         if not (directory / str(step) / DIGESTS_NAME).exists():
             _log.warning(
-                "The checkpoint %s has no %s: whether bits have flipped in it cannot be told.",
+                "The checkpoint %s has no %s: flipped bits in it cannot be detected.",
                 directory / str(step),
                 DIGESTS_NAME,
             )
-    line = found.encode()[:_FINDING_BYTES].ljust(_FINDING_BYTES)
+    line = damage.encode()[:_FINDING_BYTES].ljust(_FINDING_BYTES)
     everyones = multihost_utils.broadcast_one_to_all(np.frombuffer(line, np.uint8))
-    found = np.asarray(everyones).tobytes().decode(errors="replace").strip()
-    if found:
-        raise DamagedCheckpointError(_damaged(directory, step, found))
+    damage = np.asarray(everyones).tobytes().decode(errors="replace").strip()
+    if damage:
+        raise DamagedCheckpointError(_damaged(directory, step, damage))
 
 
 def read_json(directory: Path, step: int, item: str) -> dict[str, Any]:
@@ -112,9 +112,9 @@ def read_json(directory: Path, step: int, item: str) -> dict[str, Any]:
         job of several processes a plain CheckpointError).
     """
     _require(directory, step)
-    found = changed_file(directory / str(step), [item])
-    if found:
-        raise _damage_here()(_damaged(directory, step, found))
+    damage = changed_file(directory / str(step), [item])
+    if damage:
+        raise _damage_here()(_damaged(directory, step, damage))
     with _naming_damage(directory, step, item):
         return json.loads((directory / str(step) / item / JSON_FILES[item]).read_text())
 
@@ -129,11 +129,11 @@ def stored_arrays(directory: Path, step: int, item: str) -> Any:
         )
 
 
-def read_arrays(directory: Path, step: int, item: str, tree: Any, how: Any) -> Any:
-    """The arrays of an item in the structure of `tree`; `how` has a RestoreArgs for each leaf."""
+def read_arrays(directory: Path, step: int, item: str, tree: Any, arguments: Any) -> Any:
+    """The arrays of an item in the structure of `tree`. arguments: a RestoreArgs for each leaf."""
     with _naming_damage(directory, step, item), ocp.PyTreeCheckpointer() as reader:
         return reader.restore(
-            directory / str(step) / item, args=ocp.args.PyTreeRestore(tree, restore_args=how)
+            directory / str(step) / item, args=ocp.args.PyTreeRestore(tree, restore_args=arguments)
         )
 
 
@@ -186,8 +186,8 @@ def _naming_damage(directory: Path, step: int, item: str) -> Iterator[None]:
         raise
 
 
-def _damaged(directory: Path, step: int, found: str) -> str:
-    return f"The checkpoint {directory / str(step)} is damaged, in its {found}."
+def _damaged(directory: Path, step: int, damage: str) -> str:
+    return f"The checkpoint {directory / str(step)} is damaged, in its {damage}."
 
 
 def _damage_here() -> type[CheckpointError]:

@@ -87,18 +87,18 @@ def load_source(workdir: str, step: int | str = "best") -> Source:
 
     Raises: CheckpointError (a ValueError) if the checkpoint does not exist.
     """
-    found = restore_params(workdir, step)
+    checkpoint = restore_params(workdir, step)
     return Source(
         workdir=str(workdir),
-        step=found.step,
-        params=found.params,
-        architecture=found.config["model"],
-        objective=objective_of(found.config),
-        tokenizer=tokenizer_from_dict(found.tokenizer),
+        step=checkpoint.step,
+        params=checkpoint.params,
+        architecture=checkpoint.config["model"],
+        objective=objective_of(checkpoint.config),
+        tokenizer=tokenizer_from_dict(checkpoint.tokenizer),
         # Checkpoints older than the import of models have no such key.
-        missing=tuple(found.config.get("missing", ())),
-        run=found.config["run"],
-        metrics=found.metrics,
+        missing=tuple(checkpoint.config.get("missing", ())),
+        run=checkpoint.config["run"],
+        metrics=checkpoint.metrics,
     )
 
 
@@ -148,7 +148,7 @@ def warm_started(fresh: Params, config: BertConfig, objective: Objective, source
     """
     theirs, ours = source.architecture, architecture(config)
     different = [
-        f"{name} is {theirs[name]} there and {ours[name]} here"
+        f"{name} is {theirs[name]} in the checkpoint and {ours[name]} in the config"
         for name in DIMENSIONS
         if theirs[name] != ours[name] and name != "initializer_range"  # for new parameters only
     ]

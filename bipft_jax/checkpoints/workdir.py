@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from flax.traverse_util import empty_node, flatten_dict
 
 from bipft_jax.paths import replacing, require_local
 
@@ -115,7 +116,7 @@ def _locked(path: Path) -> Iterator[Any]:
                         ": wait for its end, stop it, or give another --workdir"
                     ) from error
                 _log.warning(
-                    "%s cannot be locked (%s): see to it that no other process runs in it",
+                    "%s cannot be locked (%s): make sure that no other process runs in it",
                     path.parent,
                     error.strerror,
                 )
@@ -171,15 +172,15 @@ def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) ->
     except TypeError as error:
         raise ValueError(f"The configuration cannot be written as JSON: {error}.") from error
     path = absolute(workdir) / CONFIG_NAME
-    there = _read(path)
-    if there is None:
+    recorded = _read(path)
+    if recorded is None:
         return text
-    old, new = _flatten(there), _flatten(json.loads(text))
+    old, new = _flat_texts(recorded), _flat_texts(json.loads(text))
     old = {**{k: json.dumps(v) for k, v in _ADDED_SINCE.items() if k in new}, **old}
     moved = tuple(key for key in _MAY_MOVE if key in recorded_inputs(workdir))
     # Compared as JSON text with sorted keys, in which NaN equals NaN.
     changed = [
-        f"  {key}: {old.get(key, _ABSENT)} there, {new.get(key, _ABSENT)} now"
+        f"  {key}: {old.get(key, _ABSENT)} before, {new.get(key, _ABSENT)} now"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, _ABSENT) != new.get(key, _ABSENT)
         and not key.startswith((*_MAY_CHANGE, *moved))
@@ -210,8 +211,8 @@ def check_inputs(workdir: str | os.PathLike[str], inputs: Inputs) -> None:
         raise ValueError(
             f"{absolute(workdir)} holds a run that was begun with other inputs:\n"
             + "\n".join(f"  {line}" for line in changed)
-            + "\nUse another --workdir for a new run, or put back what was there to continue this "
-            "one."
+            + "\nUse another --workdir for a new run, or restore the former inputs to continue "
+            "this one."
         )
 
 
@@ -226,24 +227,26 @@ def changed_inputs(before: Inputs, now: Inputs) -> list[str]:
     return sorted(lines)
 
 
-def _read(path: Path) -> Any:
-    """The value of a JSON file of a workdir; None if the file does not exist."""
+def _read(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file of a workdir; None if the file does not exist."""
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("no JSON object")
+        return value
     except ValueError as error:
         raise ValueError(
-            f"{path} is not JSON ({error}). Use another --workdir, or delete this file if you know "
-            "that the run in it is the one that you are starting."
+            f"{path} is not a run's ({error}). Use another --workdir, or delete this file if you "
+            "know that the run in it is the one that you are starting."
         ) from error
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
-    """Flattens nested dictionaries: dotted key -> value as JSON text."""
-    if not isinstance(value, dict) or (prefix and not value):
-        return {prefix: json.dumps(value, sort_keys=True)}
-    flat: dict[str, str] = {}
-    for key, entry in value.items():
-        flat |= _flatten(entry, f"{prefix}.{key}" if prefix else key)
-    return flat
+def _flat_texts(config: Mapping[str, Any]) -> dict[str, str]:
+    """The values of a nested configuration as JSON text, by dotted key."""
+    flat = flatten_dict(config, sep=".", keep_empty_nodes=True)
+    return {
+        key: "{}" if value is empty_node else json.dumps(value, sort_keys=True)
+        for key, value in flat.items()
+    }

@@ -240,12 +240,12 @@ def read_labels(described: Mapping[str, Any], classes: int, path: Path) -> list[
         if not isinstance(names, dict):
             raise ValueError(f"{path}: {key} is {names!r}, it must be an object")
     by_label = {str(number): name for name, number in by_name.items()}
-    found = [
+    lists = [
         _labels(names, key, classes, path)
         for key, names in (("id2label", by_number), ("label2id", by_label))
         if names
     ]
-    named = [labels for labels in found if labels != nameless_labels(classes)]
+    named = [labels for labels in lists if labels != nameless_labels(classes)]
     if len(named) == 2 and named[0] != named[1]:
         raise ValueError(
             f"{path}: id2label and label2id contradict each other: {', '.join(named[0])} and "

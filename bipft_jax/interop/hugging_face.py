@@ -20,7 +20,7 @@ import safetensors.numpy
 
 from bipft_jax.checkpoints.source import Source
 from bipft_jax.checkpoints.workdir import absolute
-from bipft_jax.data.glue.own import recorded_task
+from bipft_jax.data.glue.own_tasks import task_of_run
 from bipft_jax.data.tokenizer_json import added_tokens, is_of_hugging_face
 from bipft_jax.data.tokenizers import (
     CLS,
@@ -271,20 +271,20 @@ def _require_same(ours: Tokenizer, theirs: Tokenizer, path: Path, other: Path) -
 
 def _added_tokens(directory: Path, described: Mapping[str, Any]) -> dict[Path, dict[int, str]]:
     """The added tokens of each file by id; some repeat pieces of the vocabulary."""
-    found = {}
+    tokens = {}
     try:
         path = directory / TOKENIZER_CONFIG_NAME
         decoder = described.get("added_tokens_decoder") or {}
-        found[path] = {int(number): token["content"] for number, token in decoder.items()}
+        tokens[path] = {int(number): token["content"] for number, token in decoder.items()}
         path = directory / ADDED_TOKENS_NAME
         if path.exists():
-            found[path] = {int(number): token for token, number in read_object(path).items()}
+            tokens[path] = {int(number): token for token, number in read_object(path).items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not list added tokens by id ({error!r})") from error
     path = directory / TOKENIZER_NAME
     if path.exists() and is_of_hugging_face(content := read_object(path)):
-        found[path] = added_tokens(content, str(path))
-    return found
+        tokens[path] = added_tokens(content, str(path))
+    return tokens
 
 
 def _write_tokenizer(tokenizer: Tokenizer, config: BertConfig, directory: Path) -> None:
@@ -338,7 +338,7 @@ def _described(source: Source) -> dict[str, Any]:
 
 def _labels(source: Source) -> list[str]:
     """The label names of the task in the run's record, else Hugging Face's default names."""
-    task = recorded_task(source.run)
+    task = task_of_run(source.run)
     if task is not None and task.label_names is not None:
         return list(task.label_names)
     return source.run.get("labels") or nameless_labels(source.objective.outputs)

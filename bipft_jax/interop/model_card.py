@@ -55,11 +55,11 @@ def model_card(source: Source, transformers_class: str | None) -> str:
 
 
 def _front_matter(source: Source) -> Iterator[str]:
-    found = heads(source)
+    present = heads(source)
     pipeline = "text-classification" if source.objective.outputs else "feature-extraction"
     yield "---"
     yield "library_name: bipft_jax"
-    yield f"pipeline_tag: {'fill-mask' if 'MLM' in found else pipeline}"
+    yield f"pipeline_tag: {'fill-mask' if 'MLM' in present else pipeline}"
     yield "tags:"
     yield "- bert"
     yield f"- {source.architecture['recipe']}"

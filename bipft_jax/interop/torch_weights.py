@@ -245,11 +245,11 @@ def from_state_dict(
         raise ValueError(f"{source} does not fit this model: {'; '.join(listed)}")
 
     complete = {}
-    for path, found in parts.items():
-        if None in found:
-            complete[path] = found[None]
-        elif len(found) == config.layers:
-            complete[path] = np.stack([found[layer] for layer in range(config.layers)])
+    for path, layers in parts.items():
+        if None in layers:
+            complete[path] = layers[None]
+        elif len(layers) == config.layers:
+            complete[path] = np.stack([layers[layer] for layer in range(config.layers)])
     return unflatten_dict(complete, sep="/"), left_over
 
 

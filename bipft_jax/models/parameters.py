@@ -36,23 +36,23 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """One sentence per difference between `found` and `expected`; an empty list if they agree.
+def differences(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """One sentence per difference between `actual` and `expected`; an empty list if they agree.
 
     Arguments:
-      found, expected: arrays or `jax.ShapeDtypeStruct`s by path, as from `named_leaves`.
+      actual, expected: arrays or `jax.ShapeDtypeStruct`s by path, as from `named_leaves`.
     """
-    sentences = [f"{name} is missing" for name in expected if name not in found]
-    sentences += [f"{name} is unexpected" for name in found if name not in expected]
+    sentences = [f"{name} is missing" for name in expected if name not in actual]
+    sentences += [f"{name} is unexpected" for name in actual if name not in expected]
     for name, leaf in expected.items():
-        if name not in found:
+        if name not in actual:
             continue
-        if tuple(found[name].shape) != tuple(leaf.shape):
+        if tuple(actual[name].shape) != tuple(leaf.shape):
             sentences.append(
-                f"{name} has shape {tuple(found[name].shape)}, expected {tuple(leaf.shape)}"
+                f"{name} has shape {tuple(actual[name].shape)}, expected {tuple(leaf.shape)}"
             )
-        elif found[name].dtype != leaf.dtype:
-            sentences.append(f"{name} has dtype {found[name].dtype}, expected {leaf.dtype}")
+        elif actual[name].dtype != leaf.dtype:
+            sentences.append(f"{name} has dtype {actual[name].dtype}, expected {leaf.dtype}")
     return sentences
 
 
@@ -87,15 +87,15 @@ def check_parameters(
         (with both shapes) or dtype.
     """
     wanted = named_leaves(expected)
-    found = {
+    usable = {
         name: leaf
         for name, leaf in named_leaves(restored).items()
         # A parameter that may be dropped is still compared if the model has it.
         if name in wanted or not allowed_unexpected(name)
     }
-    missing = [name for name in wanted if name not in found and allowed_missing(name)]
+    missing = [name for name in wanted if name not in usable and allowed_missing(name)]
     sentences = differences(
-        found, {name: leaf for name, leaf in wanted.items() if name not in missing}
+        usable, {name: leaf for name, leaf in wanted.items() if name not in missing}
     )
     if sentences:
         raise ValueError(
@@ -125,7 +125,7 @@ def merge_parameters(
         allowed_unexpected=allowed_unexpected,
         source=source,
     )
-    found = named_leaves(restored)
+    restored_leaves = named_leaves(restored)
     return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: found.get(path_name(path), leaf), fresh
+        lambda path, leaf: restored_leaves.get(path_name(path), leaf), fresh
     )

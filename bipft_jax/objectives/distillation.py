@@ -47,15 +47,15 @@ class Teacher:
     def __call__(self, params: Any, batch: Batch, key: jax.Array) -> Targets:
         """The targets of a batch, without gradient."""
         inputs = [batch[name] for name in SEQUENCE_INPUTS]
-        how = {"rngs": {"dropout": key}}
+        options = {"rngs": {"dropout": key}}
         if self.mlm_weight:
             output = BertForPreTraining(self.config).apply(
-                {"params": params}, *inputs, batch["mlm_positions"], not self.dropout, **how
+                {"params": params}, *inputs, batch["mlm_positions"], not self.dropout, **options
             )
             targets = Targets(output.hidden_states, output.nsp_logits, output.mlm_logits)
             return jax.lax.stop_gradient(targets)
         _, hidden_states, pooled = Bert(self.config).apply(
-            {"params": params["bert"]}, *inputs, not self.dropout, **how
+            {"params": params["bert"]}, *inputs, not self.dropout, **options
         )
         nsp_logits = None
         if self.has_nsp:

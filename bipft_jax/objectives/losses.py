@@ -88,8 +88,8 @@ def classification_loss(logits: jax.Array, batch: Batch, counts: ClassificationC
       counts: of the whole update, of which this batch may be a micro-batch.
     """
     if jnp.issubdtype(batch["labels"].dtype, jnp.floating):
-        each = jnp.square(logits[:, 0] - batch["labels"].astype(logits.dtype))
+        losses = jnp.square(logits[:, 0] - batch["labels"].astype(logits.dtype))
     else:
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-    weights = batch["weights"].astype(each.dtype)
-    return jnp.sum(each * weights) / counts.weight.astype(each.dtype)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    weights = batch["weights"].astype(losses.dtype)
+    return jnp.sum(losses * weights) / counts.weight.astype(losses.dtype)

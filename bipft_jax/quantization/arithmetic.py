@@ -83,7 +83,7 @@ def _of_cpu() -> tuple[str, str]:
     if jax.default_backend() == "cpu":  # irrelevant on the host of an accelerator
         warnings.warn(
             "this CPU has no fast arithmetic for 1-bit products (AMX, AVX512-BF16 or VNNI): they "
-            "are made in float32, with the same results",
+            "are computed in float32, with the same results",
             stacklevel=2,
         )
     return "float32", "float32"

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bipft_jax.data.glue import bag_of_words, own
+from bipft_jax.data.glue import bag_of_words, own_tasks
 from bipft_jax.data.glue.tasks import TASKS, read_split
 from bipft_jax.models.recipes import RECIPES
 from bipft_jax.paths import require_local
@@ -32,14 +32,14 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     Raises: ValueError for a path without results, two results of the same model on the same task,
       or models of one recipe from different checkpoints.
     """
-    found: dict[tuple, tuple[Path, dict[str, Any]]] = {}
+    by_cell: dict[tuple, tuple[Path, dict[str, Any]]] = {}
     origins: dict[tuple, tuple[Path, str]] = {}
     for path in map(Path, paths):
         files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
         loaded = [(file.resolve(), _load(file, strictly=file == path)) for file in files]
         loaded = [(file, result) for file, result in loaded if _is_of_a_task(result)]
         if not loaded:
-            raise ValueError(f"{path}: there is no result.json of a finetuning run")
+            raise ValueError(f"{path} has no result.json of a finetuning run")
         for file, result in loaded:
             other, origin = origins.setdefault(_model(result), (file, result["init_from"]))
             if origin != result["init_from"]:
@@ -48,13 +48,13 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
                     f"in {file}: a row is one model"
                 )
             cell = (*_model(result), result["task"])
-            if cell in found and found[cell][0] != file:
+            if cell in by_cell and by_cell[cell][0] != file:
                 raise ValueError(
-                    f"{found[cell][0]} and {file} are both of {_label(result)} on "
+                    f"{by_cell[cell][0]} and {file} are both of {_label(result)} on "
                     f"{result['task']}: give one of them"
                 )
-            found[cell] = file, result
-    return [result for _, result in found.values()]
+            by_cell[cell] = file, result
+    return [result for _, result in by_cell.values()]
 
 
 def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = None) -> str:
@@ -67,7 +67,7 @@ def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = No
 
     Raises: ValueError if a task of the results cannot be read from `glue_dir`.
     """
-    tasks = {result["task"]: own.recorded_task(result) for result in results}
+    tasks = {result["task"]: own_tasks.task_of_run(result) for result in results}
     tasks = {name: tasks[name] for name in dict.fromkeys((*TASKS, *tasks)) if name in tasks}
     scores = {
         (task, metric): None

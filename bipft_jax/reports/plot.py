@@ -44,13 +44,13 @@ def runs_in(directories: Iterable[str | Path]) -> dict[str, Records]:
     """
     runs = {}
     for directory in map(Path, directories):
-        found = sorted(directory.rglob(METRICS_NAME))
-        if not found:
+        paths = sorted(directory.rglob(METRICS_NAME))
+        if not paths:
             raise ValueError(
                 f"{directory} has no {METRICS_NAME}, nor has a directory below it: give the "
                 "workdir of a run that has begun"
             )
-        for path in found:
+        for path in paths:
             inner = path.parent.relative_to(directory)
             name = (Path(directory.resolve().name) / inner).as_posix()
             name = name if name not in runs else str(path.parent)
@@ -121,9 +121,9 @@ def require_format(output: str | Path) -> None:
     ending = Path(output).suffix
     if ending.removeprefix(".").lower() not in endings:
         raise ValueError(
-            f"{output} has {f'the ending {ending}' if ending else 'no ending'}, which says what is "
-            f"written: name it {str(output).removesuffix(ending).rstrip('.')}.png, or with one of "
-            f"{', '.join(f'.{name}' for name in endings)}"
+            f"{output} has {f'the ending {ending}' if ending else 'no ending'}, but the ending "
+            f"selects the format: use {str(output).removesuffix(ending).rstrip('.')}.png, or "
+            f"one of {', '.join(f'.{name}' for name in endings)}"
         )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 import numpy as np
 
-from bipft_jax.data.glue.own import recorded
+from bipft_jax.data.glue.own_tasks import task_record
 from bipft_jax.data.glue.tasks import GlueTask
 from bipft_jax.json_text import parse_json
 from bipft_jax.reports.tables import aligned, percent
@@ -114,7 +114,7 @@ def summarise(
     """
     return {
         "task": task.name,
-        **recorded(task),
+        **task_record(task),
         "recipe": config.recipe,
         "pretrained": config.pretrained,
         "init_from": config.init_from,
@@ -153,9 +153,9 @@ def table(summary: dict[str, Any]) -> str:
         rows.append(("mean", summary["mean"]))
         rows.append(("standard deviation", summary["standard_deviation"]))
     rows.append(("majority class", summary["majority_class"]))
-    what = f"{summary['task']}, {summary['recipe']}, {origin}"
+    title = f"{summary['task']}, {summary['recipe']}, {origin}"
     cells = [["", *names], *([label, *map(percent, map(s.get, names))] for label, s in rows)]
     return (
-        f"{what}: best evaluation on the dev set, in percent\n"
+        f"{title}: best evaluation on the dev set, in percent\n"
         f"{aligned(cells, right=range(1, len(names) + 1))}"
     )

@@ -92,9 +92,9 @@ def outputs(
     for examples, batch in tqdm.tqdm(batches, total=total, unit="batch", disable=not progress):
         numbers.append(examples)
         logits.append(predict(params, sharding.put_batch(mesh, batch)))
-    found = np.concatenate(jax.device_get(logits))[: len(split)]
-    in_order = np.empty_like(found)
-    in_order[np.concatenate(numbers)] = found
+    rows = np.concatenate(jax.device_get(logits))[: len(split)]
+    in_order = np.empty_like(rows)
+    in_order[np.concatenate(numbers)] = rows
     return in_order
 
 

@@ -51,8 +51,8 @@ def _decayed(params: Any) -> Any:
         name = path[-1].key
         if name not in _MATRICES and name not in _VECTORS and not is_scale(name):
             raise ValueError(
-                f"{path_name(path)} is in no list of training/optimizer.py: say whether weight "
-                "decay acts on it"
+                f"{path_name(path)} is in no list of training/optimizer.py: list it as decayed "
+                "or not decayed"
             )
         return name in _MATRICES
 

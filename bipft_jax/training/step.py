@@ -171,8 +171,8 @@ def update(
     gradients_of = gradients(objective, model, **options)
 
     def step(state: TrainState, teacher_params, seed, batch: Batch, dropout: bool):
-        found = gradients_of(state, teacher_params, seed, batch, dropout)
-        return next_state(optimizer, state, *found)
+        grads, metrics = gradients_of(state, teacher_params, seed, batch, dropout)
+        return next_state(optimizer, state, grads, metrics)
 
     return step
 

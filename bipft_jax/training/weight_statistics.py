@@ -49,19 +49,19 @@ def flip_ratios(before: dict[str, jax.Array], after: dict[str, jax.Array]) -> di
 def scales(params: Params) -> dict[str, jax.Array]:
     """Every learned scale, as `scales/SITE/LAYER`."""
     flat = named_leaves(params)
-    found = {path: jnp.atleast_1d(value) for path, value in flat.items() if is_scale(path)}
-    return _per_layer("scales", found)
+    scales = {path: jnp.atleast_1d(value) for path, value in flat.items() if is_scale(path)}
+    return _per_layer("scales", scales)
 
 
 def attended_keys(statistics: dict[str, Any]) -> dict[str, jax.Array]:
     """From a model's STATISTICS: `attended_keys`, the mean of all layers, and
     `attended_keys/LAYER`."""
-    found = [v for path, v in flatten_dict(statistics).items() if path[-1] == ATTENDED_KEYS]
-    if not found:  # full precision
+    collected = [v for path, v in flatten_dict(statistics).items() if path[-1] == ATTENDED_KEYS]
+    if not collected:  # full precision
         return {}
-    (layers,) = found
-    each = {f"{ATTENDED_KEYS}/{index}": layers[index] for index in range(layers.shape[0])}
-    return {ATTENDED_KEYS: jnp.mean(layers), **each}
+    (layers,) = collected
+    by_layer = {f"{ATTENDED_KEYS}/{index}": layers[index] for index in range(layers.shape[0])}
+    return {ATTENDED_KEYS: jnp.mean(layers), **by_layer}
 
 
 def _per_layer(kind: str, values: dict[str, jax.Array]) -> dict[str, Any]:

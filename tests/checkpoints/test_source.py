@@ -78,7 +78,7 @@ def test_a_binary_checkpoint_without_a_scale_is_refused():
 
 
 def test_another_size_is_named_by_its_dimensions():
-    with pytest.raises(ValueError, match="hidden is 8 there and 16 here; intermediate is 16 there"):
+    with pytest.raises(ValueError, match="hidden is 8 in the checkpoint and 16 in the config; in"):
         student = config("fp", hidden=16, intermediate=32)
         warm_started(filled(student, 0, 0.0), student, objective(0), source())
 

@@ -37,9 +37,9 @@ def test_every_difference_is_listed_with_both_values(tmp_path):
     lines = str(caught.value).splitlines()
     assert str(tmp_path) in lines[0]
     assert [line.strip() for line in lines[1:4]] == [
-        "extra: {} there, (absent) now",
-        "model.heads: (absent) there, 4 now",
-        'model.recipe: "bipft_b" there, "bit" now',
+        "extra: {} before, (absent) now",
+        "model.heads: (absent) before, 4 now",
+        'model.recipe: "bipft_b" before, "bit" now',
     ]
     assert "--workdir" in lines[4] and len(lines) == 5
     assert (tmp_path / "config.json").read_bytes() == before
@@ -49,7 +49,7 @@ def test_broken_configurations_are_refused(tmp_path):
     with pytest.raises(ValueError, match="cannot be written as JSON"):
         claim_workdir(tmp_path, {"rate": {1, 2}})
     (tmp_path / "config.json").write_text('{"model": ')
-    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not a run's"):
         claim_workdir(tmp_path, CONFIG)
 
 
@@ -98,7 +98,7 @@ def test_inputs_are_recorded_once_and_compared(tmp_path):
 def test_data_may_move_where_it_is_known_by_what_it_is(tmp_path):
     before, now = ({"corpus_dir": path, "init_from": "c"} for path in ("a", "b"))
     claim_workdir(tmp_path, before)
-    with pytest.raises(ValueError, match='corpus_dir: "a" there, "b" now'):
+    with pytest.raises(ValueError, match='corpus_dir: "a" before, "b" now'):
         check_workdir(tmp_path, now)
     claim_workdir(tmp_path, before, INPUTS)
     check_workdir(tmp_path, now)
@@ -113,7 +113,7 @@ def test_a_key_that_was_added_since_has_had_its_default(tmp_path, monkeypatch):
     claim_workdir(tmp_path, added)
     claim_workdir(tmp_path, CONFIG)
     added["model"]["norm"] = "pre"
-    with pytest.raises(ValueError, match='model.norm: "post" there, "pre" now'):
+    with pytest.raises(ValueError, match='model.norm: "post" before, "pre" now'):
         claim_workdir(tmp_path, added)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bipft_jax.data.glue import documentation
 from bipft_jax.data.glue import tasks as glue
-from bipft_jax.data.glue.own import task_named
+from bipft_jax.data.glue.own_tasks import task_named
 
 LABELS = documentation.TASK.label_names
 

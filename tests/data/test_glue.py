@@ -204,7 +204,7 @@ def test_rows_broken_over_two_lines_are_dropped_and_counted_in_qqp_only(tmp_path
         ("sst2", "SST-2/train.tsv", "", r"is empty"),
         ("sst2", "SST-2/train.tsv", "sentence\tlabel\n", r"no complete rows"),
         ("sst2", "SST-2/dev.tsv", "", r"train\.tsv does not exist.*dev\.tsv"),
-        ("mnli", "SST-2/dev.tsv", "", r"no directory MNLI.*there: SST-2"),
+        ("mnli", "SST-2/dev.tsv", "", r"no directory MNLI.*it has the tasks SST-2"),
     ],
 )  # fmt: skip
 def test_errors_say_what_is_wrong_and_where(tmp_path, task, file, content, message):

@@ -143,9 +143,9 @@ def swap_labels(dataset: Path) -> None:
         (lambda d: overwrite_shard(d, {"sentence": b"caf\xe9", "label": 1}),
          r"2\.0\.0: split train: the record with idx 0: not valid UTF-8"),
         (lambda d: overwrite_shard(d, {"sentence": "a", "label": 1, "idx": 3}),
-         r"2\.0\.0: split train: the record with idx 3 is there twice"),
+         r"2\.0\.0: split train: the record with idx 3 occurs twice"),
         (lambda d: (d.parents[2] / "SST-2").mkdir(),
-         r"sst2 is there twice.*/SST-2 .*/glue/sst2/2\.0\.0: remove or move"),
+         r"sst2 exists twice.*/SST-2 .*/glue/sst2/2\.0\.0: remove or move"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_named(data, damage, message):
@@ -179,6 +179,6 @@ def test_a_missing_split_or_task_lists_what_is_there(data):
     with pytest.raises(ValueError, match="no split validation_matched; it has train, validation"):
         read(data, "sst2", "dev_matched")
     (data / "CoLA").mkdir()
-    expected = "no directory MNLI and no TFDS dataset glue/mnli/VERSION, .*: CoLA, glue/sst2"
+    expected = "no directory MNLI and no TFDS dataset glue/mnli/VERSION, .* the tasks CoLA, glue/sst2"
     with pytest.raises(ValueError, match=re.compile(expected + "$")):
         read(data, "mnli")

@@ -62,11 +62,11 @@ def test_a_finetuning_run_stands_for_its_seeds_and_the_command_writes_a_picture(
 @pytest.mark.parametrize(
     "output, message",
     [
-        ("curves", r"curves has no ending, .*: name it .*curves\.png,"),
+        ("curves", r"curves has no ending, .*: use .*curves\.png,"),
         ("curves.", "no ending"),
         (".png", "no ending"),
         ("curves.jpig", "has the ending .jpig"),
-        ("no/curves.png", "there is no .*no"),
+        ("no/curves.png", "has no directory .*no"),
     ],
 )
 def test_where_no_picture_can_be_written_is_known_before_a_run_is_read(tmp_path, output, message):

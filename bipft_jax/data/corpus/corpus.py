@@ -84,7 +84,7 @@ class Corpus:
           ValueError: for another split.
         """
         if split not in self.splits:
-            raise ValueError(f"There is no split {split!r}; there are {sorted(self.splits)}.")
+            raise ValueError(f"The corpus has no split {split!r}; it has {sorted(self.splits)}.")
         return self._dataset.as_data_source(split=split)
 
     @functools.cached_property
@@ -102,21 +102,21 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
     """
     require_local({"corpus directory": directory})
     directory = Path(directory)
-    how = "run `python -m bipft_jax.data.corpus --output DIR ...` (see its --help)"
+    remedy = "run `python -m bipft_jax.data.corpus --output DIR ...` (see its --help)"
     if not directory.is_dir():
-        raise ValueError(f"There is no corpus directory {directory}: to make one, {how}.")
+        raise ValueError(f"There is no corpus directory {directory}: to make one, {remedy}.")
     if not (directory / preparation.METADATA).is_file():
         raise ValueError(
             f"{directory} has no {preparation.METADATA}: it was not prepared, or the preparation "
-            f"was interrupted: {how}."
+            f"was interrupted: {remedy}."
         )
     metadata = preparation.read_metadata(directory)
     sizes = preparation.file_sizes(directory / preparation.BLOCKS)
     for name, size in metadata["file_sizes"].items():
         if sizes.get(name) != size:
-            found = f"{sizes[name]} bytes instead of" if name in sizes else "missing, with"
+            state = f"{sizes[name]} bytes instead of" if name in sizes else "missing, with"
             raise ValueError(
-                f"{directory / preparation.BLOCKS / name}: {found} {size} bytes. The corpus was "
+                f"{directory / preparation.BLOCKS / name}: {state} {size} bytes. The corpus was "
                 "damaged or copied incompletely: copy or prepare it again."
             )
     tokenizer = load_tokenizer(directory / preparation.TOKENIZER)

@@ -369,14 +369,14 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     path = directory / METADATA
     try:
         metadata = parse_json(path.read_bytes())
-        found = metadata["format"]
+        written = metadata["format"]
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path}: damaged ({error!r}): delete the directory and prepare the corpus again."
         ) from error
-    if found != FORMAT:
+    if written != FORMAT:
         raise ValueError(
-            f"{path}: format {found}, this version reads and writes {FORMAT}: prepare the corpus "
+            f"{path}: format {written}, this version reads and writes {FORMAT}: prepare the corpus "
             "again, in another directory."
         )
     return metadata
@@ -386,12 +386,12 @@ def _is_prepared(output: Path, identity: dict[str, Any]) -> bool:
     """Whether `output` holds this corpus. Raises ValueError if it holds a different one."""
     if not (output / METADATA).is_file():
         return False
-    found = read_metadata(output)["identity"]
-    if found == identity:
+    recorded = read_metadata(output)["identity"]
+    if recorded == identity:
         return True
     differences = []
-    for key in sorted(found.keys() | identity.keys()):
-        old, new = found.get(key), identity.get(key)
+    for key in sorted(recorded.keys() | identity.keys()):
+        old, new = recorded.get(key), identity.get(key)
         if old != new:
             if key in ("input", "validation_input"):
                 differences.append(f"the files or contents of --{key}")
@@ -417,7 +417,7 @@ def _claim(output: Path) -> None:
         shutil.rmtree(output / BLOCKS)
 
 
-def _progress(what: str, total_bytes: int | None = None) -> tqdm.tqdm:
+def _progress(description: str, total_bytes: int | None = None) -> tqdm.tqdm:
     return tqdm.tqdm(
-        desc=what, total=total_bytes, unit="B", unit_scale=True, mininterval=1.0, leave=False
+        desc=description, total=total_bytes, unit="B", unit_scale=True, mininterval=1.0, leave=False
     )

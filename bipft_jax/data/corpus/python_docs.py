@@ -23,6 +23,7 @@ from bipft_jax.data.corpus.sentences import split_document
 
 PYTHON_DOCS, PACKAGE_DOCS = "python-docs", "package-docs"
 PACKAGES = ("numpy", "scipy", "sklearn", "matplotlib", "jax")
+_PACKAGES_OF = {PYTHON_DOCS: (), PACKAGE_DOCS: PACKAGES}
 
 # Share of the documents; it has enough sentences for validation and for a classification task.
 HELD_OUT_FRACTION = 0.2
@@ -40,12 +41,12 @@ def documents(corpus: str) -> tuple[tuple[str, str], ...]:
     A document is a source file or a topic; its name begins with its package, if it has one. Of a
     repeated paragraph (licences, copied docstrings), only the first occurrence is kept.
 
-    Raises: ValueError if one of `PACKAGES` is not installed.
+    Raises: KeyError for another corpus; ValueError if one of `PACKAGES` is not installed.
     """
+    packages = _PACKAGES_OF[corpus]
     raw_documents = sorted(_python_documents())
-    if corpus == PACKAGE_DOCS:
-        for package in PACKAGES:
-            raw_documents += sorted(_documents_below(_directory(package), f"{package}/"))
+    for package in packages:
+        raw_documents += sorted(_documents_below(_directory(package), f"{package}/"))
     seen: set[str] = set()
     result = []
     for name, raw_texts in raw_documents:

@@ -1,12 +1,13 @@
-"""A small own task (`bipft_jax/data/glue/own.py`): of which package is a documentation sentence?
+"""A small task of its own (`own_tasks.py`): which package is a sentence of documentation about?
 
     python -m bipft_jax.data.glue.documentation --output data/glue
 
 It makes it possible to pretrain, finetune and score without downloading GLUE. The classes are
 Python itself and the packages of the corpus `package-docs`. The sentences come from the documents
 that this corpus holds out from pretraining; sentences that also occur in a training document or
-name a package are left out. All classes have the same number of rows, and few are for training:
-pretraining is for tasks where labels are scarce and text is not.
+name a package are left out. Training and dev rows may come from one document. All classes have
+the same number of rows, and few are for training: pretraining is for tasks where labels are scarce
+and text is not.
 
 Compare a score with the majority class, which is right one time in six, and with a logistic
 regression on bags of words (`bipft_jax/data/glue/bag_of_words.py`).
@@ -21,10 +22,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bipft_jax.data.corpus.python_docs import PACKAGE_DOCS, PACKAGES, held_out_sentences
-from bipft_jax.data.glue.own import TASK_FILE, description, task_of
+from bipft_jax.data.glue.own_tasks import TASK_FILE, described_task, task_description
 from bipft_jax.paths import require_local
 
-TASK = task_of(
+TASK = described_task(
     "documentation",
     {"sentences": ["sentence"], "label": "label", "labels": ["python", *PACKAGES]},
 )
@@ -93,7 +94,7 @@ def write_task(glue_dir: str | Path, splits: Mapping[str, Sequence[tuple[str, st
     require_local({"glue_dir": glue_dir})
     directory = Path(glue_dir) / TASK.directory
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(description(TASK), indent=1)
+    text = json.dumps(task_description(TASK), indent=1)
     (directory / TASK_FILE).write_text(text + "\n", encoding="utf-8")
     paths = []
     for split, rows in splits.items():

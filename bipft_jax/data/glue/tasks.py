@@ -248,7 +248,7 @@ def _dataset(task: GlueTask, glue_dir: Path) -> Path | None:
     dataset, directory = glue_tfds.newest_version(glue_dir, task.name), glue_dir / task.directory
     if dataset and directory.is_dir():
         raise ValueError(
-            f"task {task.name} is there twice, as the benchmark's files in {directory} and as the "
+            f"task {task.name} exists twice, as the benchmark's files in {directory} and as the "
             f"TFDS dataset {dataset}: remove or move one of them"
         )
     return dataset
@@ -296,7 +296,7 @@ def read_unlabelled(task: GlueTask, path: str | Path) -> Unlabelled:
     for text, line in zip(numbers or (), rows.lines, strict=False):
         if first.setdefault(text, line) != line:
             raise ValueError(
-                f"{path}:{line}: the {number[0]} {text!r} is that of line {first[text]}, too: each "
+                f"{path}:{line}: the {number[0]} {text!r} is also that of line {first[text]}: each "
                 "row needs its own"
             )
     return Unlabelled(
@@ -379,13 +379,13 @@ def _find_file(task: GlueTask, glue_dir: Path, split: str) -> Path:
         present += [f"glue/{name}" for name in TASKS if glue_tfds.newest_version(glue_dir, name)]
         raise ValueError(
             f"{glue_dir} has no directory {task.directory} and no TFDS dataset "
-            f"glue/{task.name}/VERSION, which task {task.name} is read from; tasks there: "
+            f"glue/{task.name}/VERSION, which task {task.name} is read from; it has the tasks "
             f"{', '.join(present) or 'none'}"
         )
     path = directory / f"{split}.tsv"
     if not path.is_file():
         present = sorted(file.name for file in directory.glob("*.tsv"))
-        raise ValueError(f"{path} does not exist; files there: {', '.join(present) or 'none'}")
+        raise ValueError(f"{path} does not exist; its directory has {', '.join(present) or 'none'}")
     return path
 
 

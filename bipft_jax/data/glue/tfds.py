@@ -76,7 +76,7 @@ def read_records(
     where = f"{dataset}: split {name}: the record with idx"
     numbers = [record["idx"] for record in records]
     if twice := next((str(a) for a, b in zip(numbers, numbers[1:], strict=False) if a == b), None):
-        raise ValueError(f"{where} {twice} is there twice: copy or prepare the dataset again")
+        raise ValueError(f"{where} {twice} occurs twice: copy or prepare the dataset again")
     for record in records:
         if record["label"] == -1 or not math.isfinite(record["label"]):
             raise ValueError(
@@ -116,12 +116,12 @@ def _open(dataset: Path) -> Any:
 
 
 def _check_features(
-    dataset: Path, found: Any, sentences: Sequence[str], label_names: Sequence[str] | None
+    dataset: Path, features: Any, sentences: Sequence[str], label_names: Sequence[str] | None
 ) -> None:
     """found: a `tfds.features.FeaturesDict`, which may have features that the task does not use."""
     wanted = dict.fromkeys(sentences, "text")
     wanted |= {"label": "float32" if label_names is None else _classes(label_names), "idx": "int32"}
-    present = {name: _kind(feature) for name, feature in found.items()}
+    present = {name: _kind(feature) for name, feature in features.items()}
     if not wanted.items() <= present.items():
         raise ValueError(
             f"{dataset}: not the dataset of this task in TFDS's catalogue, whose features are "

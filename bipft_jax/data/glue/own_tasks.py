@@ -42,21 +42,23 @@ def task_named(name: str, glue_dir: str | Path) -> GlueTask:
     path = directory / name / TASK_FILE
     if name in TASKS:
         if path.is_file():
-            raise ValueError(f"{path} describes {name}, which is a task of GLUE: name it otherwise")
+            raise ValueError(
+                f"{path} describes {name}, which is a task of GLUE: give it another name"
+            )
         return TASKS[name]
     if not path.is_file():
         own = sorted(file.parent.name for file in directory.glob(f"*/{TASK_FILE}"))
         raise ValueError(
             f"{unknown_name('GLUE task', name, (*TASKS, *own))}; a task of your own is described "
-            f"in {path} (see bipft_jax/data/glue/own.py)"
+            f"in {path} (see bipft_jax/data/glue/own_tasks.py)"
         )
     try:
-        return task_of(name, parse_json(path.read_bytes()))
+        return described_task(name, parse_json(path.read_bytes()))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def task_of(name: str, described: Any) -> GlueTask:
+def described_task(name: str, described: Any) -> GlueTask:
     """The task of a description. Raises: ValueError naming the key that is wrong."""
     if not isinstance(described, Mapping):
         raise ValueError("it must be a JSON object")
@@ -99,21 +101,21 @@ def task_of(name: str, described: Any) -> GlueTask:
     )
 
 
-def recorded(task: GlueTask) -> dict[str, Any]:
-    """What a run records of its task, beside its name: nothing of GLUE's, the description of a
-    task of one's own."""
-    return {} if task.name in TASKS else {"own_task": description(task)}
+def task_record(task: GlueTask) -> dict[str, Any]:
+    """What a run records of its task beside the name: the description of a task of one's own,
+    nothing for a task of GLUE."""
+    return {} if task.name in TASKS else {"own_task": task_description(task)}
 
 
 def fingerprint(task: GlueTask) -> dict[str, str]:
-    """By which a run knows the description again: its SHA-256 (hex) by the file's name; nothing for
-    a task of GLUE."""
-    text = json.dumps(recorded(task), sort_keys=True)
+    """What identifies a description for a resumed run: its SHA-256 (hex) by the file's name; empty
+    for a task of GLUE."""
+    text = json.dumps(task_record(task), sort_keys=True)
     return {} if task.name in TASKS else {TASK_FILE: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def description(task: GlueTask) -> dict[str, Any]:
-    """The content of a task.json; `task_of` of it is the task."""
+def task_description(task: GlueTask) -> dict[str, Any]:
+    """The content of a task.json; `described_task` makes the task of it."""
     classes = (
         {"scores": list(task.score_range)}
         if task.label_names is None
@@ -128,10 +130,10 @@ def description(task: GlueTask) -> dict[str, Any]:
     }
 
 
-def recorded_task(run: Mapping[str, Any]) -> GlueTask | None:
+def task_of_run(run: Mapping[str, Any]) -> GlueTask | None:
     """The task of a run, from what a checkpoint or result.json records; None for a run without."""
     if "own_task" in run:
-        return task_of(run["task"], run["own_task"])
+        return described_task(run["task"], run["own_task"])
     return TASKS.get(run.get("task"))
 
 

@@ -3,20 +3,20 @@
 import pytest
 
 from bipft_jax.checkpoints.source import Source
-from bipft_jax.data.glue import own
+from bipft_jax.data.glue import own_tasks
 from bipft_jax.objectives.classification import classification
-from bipft_jax.training.classifiers import has_classifier_of, require_outputs
+from bipft_jax.training.task_outputs import has_classifier_of, require_outputs
 from tests.data.test_own_tasks import TOPICS
 
 
 def finetuned(**changes) -> Source:
     """A checkpoint of a run on topics."""
-    task = own.task_of("topics", {**TOPICS, **changes})
-    run = {"task": task.name, **own.recorded(task)}
+    task = own_tasks.described_task("topics", {**TOPICS, **changes})
+    run = {"task": task.name, **own_tasks.task_record(task)}
     return Source("run", 1, {}, {}, classification(task.num_outputs), None, run=run)
 
 
-TASK = own.task_of("topics", TOPICS)
+TASK = own_tasks.described_task("topics", TOPICS)
 
 
 def test_what_does_not_change_the_answers_keeps_the_classifier():

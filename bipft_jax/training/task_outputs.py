@@ -7,7 +7,7 @@ from typing import Any
 
 from bipft_jax.checkpoints.source import Source
 from bipft_jax.data.glue.labels import are_numbers, outputs_of_classes
-from bipft_jax.data.glue.own import recorded_task
+from bipft_jax.data.glue.own_tasks import task_of_run
 from bipft_jax.data.glue.tasks import GlueTask
 from bipft_jax.objectives.classification import classification
 
@@ -28,7 +28,7 @@ def require_outputs(source: Source, task: GlueTask) -> None:
     classes in another order; of a model that was finetuned here, also for other classes. An
     imported model may name its classes in words of its own."""
     require_number_of_outputs(source, task)
-    trained = recorded_task(source.run)
+    trained = task_of_run(source.run)
     if trained:
         names = trained.label_names or ()
         same = trained.label_names == task.label_names
@@ -72,7 +72,7 @@ def has_classifier_of(source: Source, task: GlueTask) -> bool:
     """Whether a checkpoint's classifier was trained on the task: by a run on the task, or imported
     with the task's labels in the task's order. An equal width or numbered labels do not suffice."""
     if "task" in source.run:
-        trained = recorded_task(source.run)
+        trained = task_of_run(source.run)
         return trained is not None and _asked(trained) == _asked(task)
     labels = [label.lower() for label in source.run.get("labels", [])]
     named = [list(names or ()) for names in (task.label_names, task.tfds_label_names)]

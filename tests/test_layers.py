@@ -16,7 +16,7 @@ LAYERS = (
     ("checkpoints",),
     ("training",),
     ("config_keys", "reports", "stages"),
-    ("pretrain", "finetune", "predict", "fill_mask", "plot", "comparison", "interop"),
+    ("pretrain", "finetune", "predict", "fill_mask", "plot", "comparison", "interop", "cost"),
     ("finetune_all", "sweeps", "benchmarks"),
 )
 LONGEST_FILE = 500  # lines

@@ -32,7 +32,7 @@ from bipft_jax.training.step import prediction_step
 from bipft_jax.training.task_outputs import class_outputs, require_number_of_outputs
 
 _BATCH_SIZE = 32
-_MAX_LENGTH = 128  # tokens, for an imported model, whose run has no max_length
+MAX_LENGTH = 128  # tokens, for an imported model, whose run has no max_length
 
 
 def best_seed(workdir: str | Path) -> Path:
@@ -89,7 +89,7 @@ def answers(source: Source, task: glue.GlueTask, examples: glue.Unlabelled) -> n
         labels=np.zeros(len(examples.sentences1), np.int32),  # unknown and unused
     )
     config = source.config()
-    max_length = source.run.get("max_length", min(_MAX_LENGTH, config.max_positions))
+    max_length = source.run.get("max_length", min(MAX_LENGTH, config.max_positions))
     encoded = glue_batches.encode(split, source.tokenizer, max_length)
     if encoded.truncated:
         logging.warning(

@@ -1,5 +1,5 @@
-# Makes a virtual environment in .venv with this checkout installed. Sourced by quickstart.sh,
-# test.sh and mini_on_glue.sh.
+# Makes a virtual environment in .venv with this checkout and its runtime (bipft_jax/runtime)
+# installed. Sourced by quickstart.sh, test.sh and mini_on_glue.sh.
 #
 #   prepare_environment EXTRAS     EXTRAS: "", "[test]" or "[test,peers]", as pip takes them
 #
@@ -12,7 +12,7 @@ prepare_environment() {
     echo "       Name one with PYTHON=python3.12 bash $0" >&2
     return 1
   fi
-  wanted=$(cat requirements.txt pyproject.toml)
+  wanted=$(cat requirements.txt pyproject.toml bipft_jax/runtime/pyproject.toml)
   local seen=false installed
   for installed in "" "[test]" "[test,peers]"; do  # each has all of the one before
     [[ "$installed" == "$extras" ]] && seen=true
@@ -26,6 +26,7 @@ prepare_environment() {
     "$python" -m venv .venv
   fi
   echo "installing bipft_jax$extras (a few minutes the first time)"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$extras" \
+    --editable bipft_jax/runtime
   printf '%s\n' "$wanted" > ".venv/installed$extras"
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bipft_jax.cost import memory
 from bipft_jax.cost.energy import (
     PICOJOULES,
@@ -23,12 +25,15 @@ def report(model: Figures, twin: Figures) -> str:
         f"{config.recipe.name}: {config.layers} layers x {config.hidden}, vocabulary "
         f"{config.vocab_size}; operations of one sequence of {model.length} tokens"
     )
-    return "\n\n".join([title, _parts(model), _bytes(model, twin), _operations(model, twin)])
+    return "\n\n".join(
+        [title, parts_table(model.parts), _bytes(model, twin), _operations(model, twin)]
+    )
 
 
-def _parts(model: Figures) -> str:
+def parts_table(parts: Sequence[memory.Part]) -> str:
+    """Parameters, bits and bytes by part, with their sum."""
     rows = [["part", "parameters", "bits", "scales", "float32 MiB", "packed MiB"]]
-    for part in model.parts:
+    for part in parts:
         rows.append(
             [
                 part.name,
@@ -42,11 +47,11 @@ def _parts(model: Figures) -> str:
     rows.append(
         [
             "all",
-            f"{sum(part.parameters for part in model.parts):,}",
+            f"{sum(part.parameters for part in parts):,}",
             "",
             "",
-            f"{sum(part.float_bytes for part in model.parts) / _MIB:.2f}",
-            f"{sum(part.packed_bytes for part in model.parts) / _MIB:.2f}",
+            f"{sum(part.float_bytes for part in parts) / _MIB:.2f}",
+            f"{sum(part.packed_bytes for part in parts) / _MIB:.2f}",
         ]
     )
     return aligned(rows, right=range(1, 6))

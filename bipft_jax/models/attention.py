@@ -16,7 +16,7 @@ from bipft_jax.models.layers import binary_dense, dense_initializer, learned_sca
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.quantization.arithmetic import widened
 from bipft_jax.quantization.binary_dot import binary_dot_general
-from bipft_jax.quantization.quantizers import quantize
+from bipft_jax.quantization.encoded import quantize
 
 # The checkpoint name of queries, keys and values, for policies of `jax.checkpoint`.
 PROJECTION = "projection"

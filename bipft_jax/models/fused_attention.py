@@ -31,7 +31,7 @@ from bipft_jax.models.axes import BATCH, HEADS, on_each_device, shards
 from bipft_jax.models.dropout import kept
 from bipft_jax.quantization.arithmetic import backward_mode
 from bipft_jax.quantization.binary_dot import kept_for_backward
-from bipft_jax.quantization.quantizers import (
+from bipft_jax.quantization.elastic import (
     ElasticSigned,
     ElasticUnsigned,
     clamped,

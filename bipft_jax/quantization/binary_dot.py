@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from bipft_jax.quantization.arithmetic import check_modes, widened
+from bipft_jax.quantization.encoded import Encoded, quantize, total
 from bipft_jax.quantization.products import (
     Numbers,
     code_product,
@@ -25,7 +26,7 @@ from bipft_jax.quantization.products import (
     free_axes,
     split_heads,
 )
-from bipft_jax.quantization.quantizers import ElasticUnsigned, Encoded, Quantizer, quantize, total
+from bipft_jax.quantization.quantizers import ElasticUnsigned, Quantizer
 
 # The checkpoint name of the codes kept for the backward pass, for policies of `jax.checkpoint`.
 CODES = "codes"

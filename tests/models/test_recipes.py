@@ -9,7 +9,7 @@ from scipy.special import erf
 
 from bipft_jax.models.layers import binary_dense
 from bipft_jax.models.parameters import named_leaves
-from bipft_jax.quantization.quantizers import quantize
+from bipft_jax.quantization.encoded import quantize
 from tests.models.test_bert import INPUTS, calibrated, small
 
 LAYERS, HEADS = 3, 2

@@ -11,6 +11,7 @@ from jax import lax
 from bipft_jax.benchmarks import hlo_cost
 from bipft_jax.quantization import arithmetic
 from bipft_jax.quantization.binary_dot import binary_dot_general
+from bipft_jax.quantization.encoded import quantize
 from bipft_jax.quantization.quantizers import (
     ElasticSigned,
     ElasticUnsigned,
@@ -18,7 +19,6 @@ from bipft_jax.quantization.quantizers import (
     RowBinarizer,
     SignBinarizer,
     StepBinarizer,
-    quantize,
 )
 
 DENSE = (((2,), (0,)), ((), ()))

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bipft_jax.quantization.binarizers import binarize_rows
+from bipft_jax.quantization.encoded import quantize
 from bipft_jax.quantization.quantizers import (
     ElasticSigned,
     ElasticUnsigned,
@@ -12,8 +14,6 @@ from bipft_jax.quantization.quantizers import (
     RowBinarizer,
     SignBinarizer,
     StepBinarizer,
-    binarize_rows,
-    quantize,
 )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bipft_jax.errors import unknown_name
+from bipft_jax.interop.fixtures.bitnet_units import check_bitnet_units
 from bipft_jax.interop.fixtures.fixture import Comparison, Fixture
 from bipft_jax.interop.fixtures.models import (
     check_distillation,
@@ -37,6 +38,7 @@ CHECKS: dict[str, Callable[[Fixture, str], None]] = {
     "scale_initialisation": check_scale_initialisation,
     "distillation": check_distillation,
     "trajectory": check_trajectory,
+    "bitnet_unit": check_bitnet_units,
 }
 
 

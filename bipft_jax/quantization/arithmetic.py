@@ -3,11 +3,11 @@
 Codes are small integers, so int8 (accumulated in int32), bfloat16 (accumulated in float32) and
 float32 give the same product; the choice is one of speed. In the backward pass one operand is a
 cotangent, which bfloat16 rounds to 8 bits. The other is a code, exact in bfloat16, or a value,
-which is rounded too, if the scale is not a scalar or comes with an offset (rows of BiBERT's
-weights, several unsigned bits). Gradients of arrays differ by less than 1 %, those of scales, sums
-that nearly cancel, by a few percent; the mode "float32" is for comparisons. On a TPU it also needs
-`jax_default_matmul_precision` "highest": by default a TPU multiplies float32 arrays in one bfloat16
-pass.
+which is rounded too: of weights with several scales (rows of BiBERT's, groups of BitNet's), of
+activations with an offset (several unsigned bits). Gradients of arrays differ by less than 1 %,
+those of scales, sums that nearly cancel, by a few percent; the mode "float32" is for comparisons.
+On a TPU it also needs `jax_default_matmul_precision` "highest": by default a TPU multiplies float32
+arrays in one bfloat16 pass.
 
 "auto" selects by the platform that a program is compiled for, from measurements there:
 

@@ -10,19 +10,30 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bipft_jax.quantization.encoded import Encoded, marked, masked, quantize, scale_type
+from bipft_jax.quantization.encoded import (
+    Encoded,
+    marked,
+    masked,
+    mean_of_groups,
+    quantize,
+    scale_type,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanBinarizer:
-    """1-bit weights around the mean of the whole tensor (SPEC 1.1).
+    """1-bit weights around the mean of the whole tensor (SPEC 1.1; BitNet b1: BitNet SPEC 1.1).
 
     per_row: one scale for each index of the first axis (word embeddings) instead of one for the
-    tensor; the centre stays the mean of the whole tensor.
+      tensor; the centre stays the mean of the whole tensor.
+    group_axis: every index of this axis is a group with a centre and a scale of its own (BitNet
+      SPEC 1.3); None: no groups.
     """
 
     per_row: bool = False
+    group_axis: int | None = None
     learned_scale = False
+    has_offset = False
 
     def encode(self, x: jax.Array, scale: None = None, *, whole: jax.Array | None = None):
         """codes sgn(x - mean(x)), scale mean|x|.
@@ -32,11 +43,12 @@ class MeanBinarizer:
         """
         wide = x.astype(scale_type(x))
         whole = wide if whole is None else whole.astype(wide.dtype)
-        axes = tuple(range(1, x.ndim)) if self.per_row else None
-        magnitude = jnp.mean(
-            jnp.abs(wide if self.per_row else whole), axis=axes, keepdims=self.per_row
-        )
-        return Encoded(jnp.sign(wide - jnp.mean(whole)).astype(jnp.int8), magnitude)
+        if self.per_row:
+            magnitude = jnp.mean(jnp.abs(wide), axis=tuple(range(1, x.ndim)), keepdims=True)
+        else:
+            magnitude = mean_of_groups(jnp.abs(whole), self.group_axis)
+        center = mean_of_groups(whole, self.group_axis)
+        return Encoded(jnp.sign(wide - center).astype(jnp.int8), magnitude)
 
     def residual(self, x: jax.Array, scale: None, encoded: Encoded) -> Any:
         """Keeps the int8 codes and the scale."""
@@ -84,6 +96,7 @@ class RowBinarizer:
 
     axis: int
     learned_scale = False
+    has_offset = False
 
     def encode(self, x: jax.Array, scale: None = None) -> Encoded:
         """codes sgn(x - mean of the row), scale mean|x| of the row."""
@@ -122,6 +135,7 @@ class SignBinarizer:
 
     window_includes_ends: bool
     learned_scale = False
+    has_offset = False
 
     def encode(self, x: jax.Array, scale: None = None) -> Encoded:
         """codes sgn(x), scale 1."""
@@ -146,6 +160,7 @@ class StepBinarizer:
     """1 where x > 0, else 0 (SPEC 4.1: BiBERT's bool of attention scores; at 0 the paper has 1)."""
 
     learned_scale = False
+    has_offset = False
 
     def encode(self, x: jax.Array, scale: None = None) -> Encoded:
         """codes 1[x > 0], scale 1."""

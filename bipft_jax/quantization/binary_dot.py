@@ -2,8 +2,9 @@
 
 Forward: quantises both operands, multiplies their *codes* (exact: sums of products of small
 integers), and applies the scales once to the result. Backward: straight-through, from the residuals
-of the quantizers (`quantizers.py`): for 1-bit signed activations and weights one byte per element,
-never the float operand. `arithmetic.py` chooses the arithmetic of both.
+of the quantizers (`quantizers.py`): for weights, for 1-bit signed activations and for BitNet's
+integers one byte per element, never the float operand. `arithmetic.py` chooses the arithmetic of
+both.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bipft_jax.quantization.products import (
     free_axes,
     split_heads,
 )
-from bipft_jax.quantization.quantizers import ElasticUnsigned, Quantizer
+from bipft_jax.quantization.quantizers import Quantizer
 
 # The checkpoint name of the codes kept for the backward pass, for policies of `jax.checkpoint`.
 CODES = "codes"
@@ -63,7 +64,9 @@ def binary_dot_general(
       dimension_numbers: as for `lax.dot_general`.
       lhs_quantizer, rhs_quantizer: rows of the quantizer table; None leaves an operand unquantised
         (the product is then computed in lhs's dtype, accumulated in float32 or wider).
-      lhs_scale, rhs_scale: learned scalar scales, for quantizers that have one.
+      lhs_scale, rhs_scale: learned scalar scales, for quantizers that have one. Other scales are
+        the quantizers' own: scalars, or arrays that broadcast to the operand, of size 1 along the
+        contracted axes (a scale per token, per row of a weight, per index of a batch axis).
       lhs_heads, rhs_heads: if not 0, that operand is [B, S, heads * d] and is multiplied as
         [B, heads, S, d], to which the dimension numbers refer.
       rhs_placement: of the right operand, if it is gathered before the product.
@@ -77,9 +80,9 @@ def binary_dot_general(
     Returns: the product, in lhs's dtype, dimensions in the order of `lax.dot_general`.
 
     Raises: ValueError for an unknown `compute` or `backward`, or a rhs quantizer with an offset
-      (unsigned, more than one bit), which only the left operand may have.
+      (unsigned or shifted), which only the left operand may have.
     """
-    if isinstance(rhs_quantizer, ElasticUnsigned) and rhs_quantizer.bits > 1:
+    if rhs_quantizer is not None and rhs_quantizer.has_offset:
         raise ValueError(f"{rhs_quantizer} has an offset: only the left operand may be unsigned")
     (lhs_contract, rhs_contract), (lhs_batch, rhs_batch) = dimension_numbers
     numbers = (
@@ -146,12 +149,16 @@ def _backward(numbers, static, kept, cotangent):
     kept_left, kept_right, lhs_scale, rhs_scale = kept
     left = _restored(kept_left, lhs_scale, static.lhs_quantizer)
     right = _restored(kept_right, rhs_scale, static.rhs_quantizer)
-    left_array, left_factor = _factor(left, cotangent.dtype)
-    right_array, right_factor = _factor(right, cotangent.dtype)
+    left_array, left_scales, left_factor = _factors(left, cotangent.dtype, separable=True)
+    right_array, _, right_factor = _factors(right, cotangent.dtype, separable=False)
+    for_right = cotangent
+    if left_scales is not None:
+        ndims = left_array.ndim + bool(static.lhs_heads), right_array.ndim + bool(static.rhs_heads)
+        for_right = _scaled(cotangent, _lhs_to_output(left_scales, numbers, ndims))
     placement = static.rhs_placement
     coded = isinstance(left, Encoded) and isinstance(right, Encoded)
     to_left, to_right = cotangent_products(
-        cotangent,
+        (cotangent, for_right),
         left_array,
         _gathered(right_array, placement),
         numbers,
@@ -163,8 +170,9 @@ def _backward(numbers, static, kept, cotangent):
     if placement is not None:
         to_right = jax.lax.with_sharding_constraint(to_right, placement.stored)
     # <cotangent, left right> = <to_left, left> = <to_right, right>: the gradients of both scales
-    # need it, and the smaller operand gives it at the lower cost.
-    if left_array.size < right_array.size:
+    # need it, and the smaller operand gives it at the lower cost. A left operand with separate
+    # scales learns none, and `to_left` lacks them.
+    if left_scales is None and left_array.size < right_array.size:
         inner = total(to_left, left_array)
     else:
         inner = total(to_right, right_array)
@@ -185,6 +193,8 @@ def kept_for_backward(x, scale, quantizer):
     if quantizer is None:
         return x
     residual = quantizer.residual(x, scale, quantizer.encode(x, scale))
+    if isinstance(residual, Encoded):  # its scales are few
+        return jax.tree.map(lambda leaf: checkpoint_name(leaf, CODES), residual)
     return jax.tree.map(
         lambda leaf: checkpoint_name(leaf, CODES) if leaf.dtype == jnp.int8 else leaf, residual
     )
@@ -204,19 +214,31 @@ def _gathered(operand, placement: Placement | None):
     return operand
 
 
-def _factor(operand, dtype):
-    """An operand as (array, scalar): its codes, exact in any float type, and their scale if that is
-    a scalar without offset; else its values, and 1."""
+def _factors(operand, dtype, separable: bool):
+    """An operand as (array, scales, scalar), whose product is the operand.
+
+    The array is the codes, exact in any float type, if there is no offset and either the scale is a
+    scalar or `separable` allows separate scales (None if there are none): the caller multiplies the
+    cotangent by them. Else the array is the values. For a weight, which is smaller than the
+    cotangent, that costs less.
+    """
     if not isinstance(operand, Encoded):
-        return operand.astype(dtype), 1.0
+        return operand.astype(dtype), None, 1.0
     if operand.offset is None and operand.scale.ndim == 0:
-        return operand.codes, operand.scale
-    return operand.value(dtype), 1.0
+        return operand.codes, None, operand.scale
+    if operand.offset is None and separable:
+        return operand.codes, operand.scale, 1.0
+    return operand.value(dtype), None, 1.0
+
+
+def _scaled(cotangent: jax.Array, factor: jax.Array | float) -> jax.Array:
+    """cotangent * factor, multiplied in float32 or wider, in the cotangent's type."""
+    wide = cotangent.astype(widened(cotangent.dtype))
+    return (wide * jnp.asarray(factor, wide.dtype)).astype(cotangent.dtype)
 
 
 def _pullback(residual, scale, cotangent, factor, inner, quantizer):
-    wide = cotangent.astype(widened(cotangent.dtype))
-    cotangent = (wide * jnp.asarray(factor, wide.dtype)).astype(cotangent.dtype)
+    cotangent = _scaled(cotangent, factor)
     if quantizer is None:
         return cotangent, None
     inner = inner * jnp.asarray(factor, inner.dtype)
@@ -242,7 +264,10 @@ def _multiply(left, right, numbers, static: _Static, dtype: Any) -> jax.Array:
     if left_offset is not None:
         # sum_k (code * scale + offset) r = scale * sum_k code r + offset * sum_k r
         sums = jnp.sum(right_codes.astype(scale_type), axis=numbers[0][1], keepdims=True)
-        product = product * left_scale + left_offset * _rhs_to_output(sums, numbers, free)
+        product = product * _lhs_to_output(left_scale, numbers, free)
+        product = product + _lhs_to_output(left_offset, numbers, free) * _rhs_to_output(
+            sums, numbers, free
+        )
     elif left_scale is not None:
         product = product * _lhs_to_output(left_scale, numbers, free)
     if right_scale is not None:

@@ -21,6 +21,7 @@ class ElasticSigned:
 
     bits: int = 1
     learned_scale = True
+    has_offset = False
 
     def __post_init__(self):
         _check_bits(self)
@@ -91,6 +92,11 @@ class ElasticUnsigned:
     def highest(self) -> int:
         """Qp = 2^bits - 1."""
         return 2**self.bits - 1
+
+    @property
+    def has_offset(self) -> bool:
+        """Whether the values have an offset."""
+        return self.bits > 1
 
     def initial_scale(self, x: jax.Array) -> jax.Array:
         """4 mean|x| / sqrt(Qp) from the first batch, of x before subtracting the minimum."""

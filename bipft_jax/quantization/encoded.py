@@ -15,7 +15,7 @@ class Encoded(NamedTuple):
     """A quantised array: value = codes * scale + offset.
 
     codes: int8, the shape of the array. scale: float32 (float64 for float64 input), a scalar or
-    broadcastable to the codes. offset: a scalar like scale, or None for zero.
+    broadcastable to the codes. offset: of the scale's shape, or None for zero.
     """
 
     codes: jax.Array
@@ -33,6 +33,14 @@ class Encoded(NamedTuple):
 def scale_type(x: jax.Array) -> Any:
     """The type of scales and their gradients: at least float32, whatever the type of x."""
     return widened(x.dtype)
+
+
+def mean_of_groups(x: jax.Array, group_axis: int | None) -> jax.Array:
+    """The mean over all axes but `group_axis`, which stay as axes of size 1; a scalar for None."""
+    if group_axis is None:
+        return jnp.mean(x)
+    others = tuple(axis for axis in range(x.ndim) if axis != group_axis)
+    return jnp.mean(x, axis=others, keepdims=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -63,7 +63,7 @@ def code_product(
 
 
 def cotangent_products(
-    cotangent: jax.Array,
+    cotangents: tuple[jax.Array, jax.Array],
     left: jax.Array,
     right: jax.Array,
     numbers: Numbers,
@@ -73,20 +73,23 @@ def cotangent_products(
     """Cotangents of both operands of `lax.dot_general(left, right, numbers)`, in their shapes (not
     split into heads), float32 or wider.
 
-    left, right: codes, or values of the cotangent's type.
+    cotangents: of the product, for the left and for the right operand; they differ if the left
+      operand's scale belongs to the rows of the product.
+    left, right: codes, or values of the cotangents' type.
     """
 
     def in_mode(mode: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        def products(cotangent, left, right):
-            dtype = _TYPES.get(mode, cotangent.dtype)
+        def products(for_left, for_right, left, right):
+            dtype = _TYPES.get(mode, for_left.dtype)
             left = _split_as(dtype, left, heads[0]) if heads[0] else left
             right = _split_as(dtype, right, heads[1]) if heads[1] else right
-            to_left, to_right = _transposed(cotangent.astype(dtype), left, right, numbers)
+            cotangents = for_left.astype(dtype), for_right.astype(dtype)
+            to_left, to_right = _transposed(cotangents, left, right, numbers)
             return _merged(to_left, heads[0]), _merged(to_right, heads[1])
 
         return products
 
-    return _chosen(backward, backward_mode, in_mode, cotangent, left, right)
+    return _chosen(backward, backward_mode, in_mode, *cotangents, left, right)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:
@@ -130,7 +133,8 @@ class _Side(NamedTuple):
     free_in_product: tuple[int, ...]
 
 
-def _transposed(cotangent, left, right, numbers):
+def _transposed(cotangents, left, right, numbers):
+    for_left, for_right = cotangents
     (left_contract, right_contract), (left_batch, right_batch) = numbers
     left_free = free_axes(left.ndim, left_contract, left_batch)
     right_free = free_axes(right.ndim, right_contract, right_batch)
@@ -138,9 +142,9 @@ def _transposed(cotangent, left, right, numbers):
     middle = first + len(left_free)
     lhs = _Side(left, left_contract, left_batch, left_free, tuple(range(first, middle)))
     rhs = _Side(
-        right, right_contract, right_batch, right_free, tuple(range(middle, cotangent.ndim))
+        right, right_contract, right_batch, right_free, tuple(range(middle, for_right.ndim))
     )
-    return _cotangent_of(lhs, rhs, cotangent), _cotangent_of(rhs, lhs, cotangent)
+    return _cotangent_of(lhs, rhs, for_left), _cotangent_of(rhs, lhs, for_right)
 
 
 def _cotangent_of(own: _Side, other: _Side, cotangent: jax.Array) -> jax.Array:

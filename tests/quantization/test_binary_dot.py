@@ -13,12 +13,14 @@ from bipft_jax.quantization import arithmetic
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.encoded import quantize
 from bipft_jax.quantization.quantizers import (
+    AbsMax,
     ElasticSigned,
     ElasticUnsigned,
     MeanBinarizer,
     RowBinarizer,
     SignBinarizer,
     StepBinarizer,
+    TernaryMean,
 )
 
 DENSE = (((2,), (0,)), ((), ()))
@@ -55,6 +57,24 @@ CASES = {
         CONTEXT,
         StepBinarizer(),
         SignBinarizer(False),
+    ),
+    "tokens": ((2, 6, 8), (8, 5), DENSE, AbsMax(), TernaryMean()),
+    "4-bit tokens": ((2, 6, 8), (8, 5), DENSE, AbsMax(bits=4), MeanBinarizer()),
+    "shifted tokens": ((2, 6, 8), (8, 5), DENSE, AbsMax(shifted=True), MeanBinarizer()),
+    "tokens and a learned scale": ((2, 6, 8), (8, 5), DENSE, AbsMax(), ElasticSigned(1)),
+    "groups of outputs": (
+        (2, 6, 8),
+        (8, 3, 5),
+        DENSE,
+        AbsMax(),
+        TernaryMean(group_axis=1),
+    ),
+    "groups of inputs": (
+        (2, 6, 3, 8),
+        (3, 8, 5),
+        (((3,), (1,)), ((2,), (0,))),
+        AbsMax(),
+        MeanBinarizer(group_axis=0),
     ),
     "full-precision weight": ((2, 6, 8), (8, 5), DENSE, ElasticSigned(1), None),
     "full precision": ((2, 6, 8), (8, 5), DENSE, None, None),
@@ -109,7 +129,7 @@ def test_agrees_with_quantising_first(name, compute):
     assert jax.tree.structure(got) == jax.tree.structure(want)
 
 
-@pytest.mark.parametrize("name", ["linear", "scores", "context"])
+@pytest.mark.parametrize("name", ["linear", "scores", "context", "tokens"])
 def test_every_compute_mode_gives_the_same_bits(name):
     arguments, numbers, left, right = operands(name)
     first, *others = (
@@ -214,12 +234,16 @@ def test_a_machine_without_fast_arithmetic_says_so_once(monkeypatch):
     arithmetic._of_cpu.cache_clear()
 
 
-def test_a_one_bit_linear_keeps_one_byte_an_element():
-    arguments, numbers, left, right = operands("linear")
+@pytest.mark.parametrize("name", ["linear", "tokens"])
+def test_a_quantised_linear_keeps_one_byte_an_element(name):
+    """And a scale per token, if tokens have their own."""
+    arguments, numbers, left, right = operands(name)
     _, pullback = jax.vjp(fused(numbers, left, right, "int8"), *arguments)
     kept = [leaf for leaf in jax.tree.leaves(pullback) if getattr(leaf, "ndim", 0) > 0]
-    assert {leaf.dtype for leaf in kept} == {jnp.dtype(jnp.int8)}
-    assert sum(leaf.size for leaf in kept) == arguments[0].size + arguments[1].size
+    elements = sum(leaf.size for leaf in kept if leaf.dtype == jnp.int8)
+    assert elements == arguments[0].size + arguments[1].size
+    others = [leaf.shape for leaf in kept if leaf.dtype != jnp.int8]
+    assert others == ([(2, 6, 1)] if name == "tokens" else [])
 
 
 def test_integer_sums_are_exact_zeros_where_signs_cancel():

@@ -52,4 +52,14 @@ def relu(x: jax.Array) -> jax.Array:
     return jax.nn.relu(checkpoint_name(x, ACTIVATION_INPUT))
 
 
-ACTIVATIONS = {"gelu": gelu, "relu": relu}
+def relu_squared(x: jax.Array) -> jax.Array:
+    """max(x, 0)^2 (So et al. 2021, arXiv:2109.08668)."""
+    return jnp.square(relu(x))
+
+
+def silu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(x)."""
+    return jax.nn.silu(checkpoint_name(x, ACTIVATION_INPUT))
+
+
+ACTIVATIONS = {"gelu": gelu, "relu": relu, "relu2": relu_squared, "silu": silu}

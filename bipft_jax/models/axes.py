@@ -26,9 +26,11 @@ KERNELS: dict[str, tuple[str | None, str | None]] = {
     "value": (HIDDEN, HEADS),
     "attention_output": (HEADS, HIDDEN),
     "ffn_input": (HIDDEN, INTERMEDIATE),
+    "ffn_gate": (HIDDEN, INTERMEDIATE),
     "ffn_output": (INTERMEDIATE, HIDDEN),
     "pooler": (HIDDEN, None),
     "mlm_dense": (HIDDEN, None),
+    "head": (None, VOCABULARY),  # of a decoder whose head is not its embedding
 }
 # Axes of embedding tables [rows, hidden]. `hidden` is not split: the decoder would gather the whole
 # table, in float, at every update.
@@ -97,12 +99,22 @@ def kernel_axes(name: str | None) -> tuple[str | None, str | None]:
     return KERNELS.get(name, (None, None))
 
 
-def kernel_placement(name: str | None) -> Placement | None:
+def splits_inputs(name: str | None) -> bool:
+    """Whether `tensor` splits the inputs of a linear ("row parallel") instead of its outputs."""
+    return kernel_axes(name)[0] in (HEADS, INTERMEDIATE)
+
+
+def kernel_placement(name: str | None, groups: int = 1) -> Placement | None:
     """The shardings of a kernel: as stored, and as used, gathered along `HIDDEN`. None outside a
-    mesh."""
+    mesh.
+
+    groups: if not 1, the kernel has its axis that `tensor` splits as two axes, [groups, rest].
+    """
     if not _on_mesh():
         return None
-    axes = kernel_axes(name)
+    axes = list(kernel_axes(name))
+    if groups > 1:
+        axes.insert(1 if splits_inputs(name) else 2, None)
     return Placement(
         stored=nn.logical_to_mesh_axes(axes),
         used=nn.logical_to_mesh_axes([None if axis == HIDDEN else axis for axis in axes]),

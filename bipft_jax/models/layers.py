@@ -11,6 +11,7 @@ missing calibration makes the gradient NaN.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -19,14 +20,22 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from bipft_jax.models.axes import BATCH, constrained, kernel_axes, kernel_placement
+from bipft_jax.models.axes import (
+    BATCH,
+    constrained,
+    kernel_axes,
+    kernel_placement,
+    splits_inputs,
+)
 from bipft_jax.models.normalization import LayerNorm, row_for
 from bipft_jax.quantization.arithmetic import widened
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.quantizers import MeanBinarizer, Quantizer, RowBinarizer
 
-# Names of all `BinaryDense` modules of the encoder.
-BINARY_LINEARS = frozenset("query key value attention_output ffn_input ffn_output pooler".split())
+# Names of all `BinaryDense` modules of encoder and decoder.
+BINARY_LINEARS = frozenset(
+    "query key value attention_output ffn_input ffn_gate ffn_output pooler".split()
+)
 LINEAR_INPUT = (
     "linear_input"  # the name of a linear's float input, for policies of `jax.checkpoint`
 )
@@ -67,6 +76,11 @@ def logits_dtype(dtype: Any) -> Any:
 class BinaryDense(nn.Module):
     """y = Q(x + shift) @ B(kernel) + bias (SPEC 1.5).
 
+    use_bias: whether it has a bias.
+    groups: the axis of the kernel that `tensor` splits (`models/axes.py`, by the module's name) is
+      quantised in so many groups of neighbours, each with statistics of its own (BitNet SPEC 1.3).
+      Groups of inputs also group the input's quantizer, and their products are added.
+
     Parameters: kernel float32 [in, features], bias [features]; with shifted_input also input_shift
     [in] (added before quantising, starts at 0); input_scale [] if the input quantizer learns one.
     """
@@ -79,6 +93,8 @@ class BinaryDense(nn.Module):
     backward: str
     initializer_range: float
     dtype: Any
+    use_bias: bool = True
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -86,25 +102,49 @@ class BinaryDense(nn.Module):
         width = x.shape[-1]
         initializer = dense_initializer(self.initializer_range)
         kernel = self.param("kernel", initializer, (width, self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         x = x.astype(self.dtype)
         if self.shifted_input:
             shift = self.param("input_shift", nn.initializers.zeros, (width,), jnp.float32)
             x = added_to_rows(x, shift)
         x = checkpoint_name(x, LINEAR_INPUT)
+        y = self._product(x, kernel if self.weight_quantizer else kernel.astype(self.dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = added_to_rows(y, bias)
+        return constrained(y, BATCH, *[None] * (y.ndim - 2), kernel_axes(self.name)[1])
+
+    def _product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """[..., in] and [in, features] -> [..., features]."""
+        weight_quantizer, last = self.weight_quantizer, x.ndim - 1
+        numbers = (((last,), (0,)), ((), ()))
+        if self.groups > 1:
+            axis = 0 if splits_inputs(self.name) else 1
+            kernel = _split(kernel, axis, self.groups)
+            if weight_quantizer is not None:
+                weight_quantizer = dataclasses.replace(weight_quantizer, group_axis=axis)
+            if axis == 0:
+                x = _split(x, last, self.groups)
+                x = constrained(x, BATCH, *[None] * (last - 1), kernel_axes(self.name)[0], None)
+                numbers = (((x.ndim - 1,), (1,)), ((last,), (0,)))
         product = binary_dot_general(
             x,
-            kernel.astype(self.dtype) if self.weight_quantizer is None else kernel,
-            (((x.ndim - 1,), (0,)), ((), ())),
+            kernel,
+            numbers,
             lhs_quantizer=self.input_quantizer,
-            rhs_quantizer=self.weight_quantizer,
+            rhs_quantizer=weight_quantizer,
             lhs_scale=learned_scale(self, "input_scale", self.input_quantizer, x),
-            rhs_placement=kernel_placement(self.name),
+            rhs_placement=kernel_placement(self.name, self.groups),
             compute=self.compute,
             backward=self.backward,
         )
-        y = added_to_rows(product, bias)
-        return constrained(y, BATCH, *[None] * (y.ndim - 2), kernel_axes(self.name)[1])
+        if self.groups == 1:
+            return product
+        return jnp.sum(product, axis=0) if axis == 0 else product.reshape(*x.shape[:-1], -1)
+
+
+def _split(x: jax.Array, axis: int, groups: int) -> jax.Array:
+    """[..., n, ...] -> [..., groups, n / groups, ...]."""
+    return x.reshape(*x.shape[:axis], groups, -1, *x.shape[axis + 1 :])
 
 
 @jax.custom_vjp
@@ -150,7 +190,10 @@ class LowRank(nn.Module):
 class BinaryEmbed(nn.Module):
     """Word embedding that binarises the looked-up rows (SPEC 1.6).
 
-    Lookups of id 0 (padding) have no gradient. Parameter: embedding [vocab, features].
+    padded: whether id 0 is padding, whose row starts at zero (SPEC 2.4) and whose lookups have no
+      gradient.
+
+    Parameter: embedding [vocab, features].
     """
 
     vocab_size: int
@@ -158,13 +201,14 @@ class BinaryEmbed(nn.Module):
     quantizer: MeanBinarizer | RowBinarizer | None
     initializer_range: float
     dtype: Any
+    padded: bool = True
 
     def setup(self):
-        """Declares the table; row 0 (padding) starts at zero (SPEC 2.4)."""
+        """Declares the table."""
 
         def initializer(key, shape, dtype):
             table = dense_initializer(self.initializer_range)(key, shape, dtype)
-            return table.at[0].set(0.0)
+            return table.at[0].set(0.0) if self.padded else table
 
         shape = self.vocab_size, self.features
         self.embedding = self.param("embedding", initializer, shape, jnp.float32)
@@ -172,7 +216,8 @@ class BinaryEmbed(nn.Module):
     def __call__(self, ids: jax.Array) -> jax.Array:
         """ids: int [...] -> [..., features]."""
         rows = self.embedding[ids]
-        rows = jnp.where((ids == 0)[..., None], jax.lax.stop_gradient(rows), rows)
+        if self.padded:
+            rows = jnp.where((ids == 0)[..., None], jax.lax.stop_gradient(rows), rows)
         if self.quantizer is not None:
             flat = rows.reshape(-1, self.features)
             rows = self.quantizer.lookup(flat, self.embedding).reshape(rows.shape)

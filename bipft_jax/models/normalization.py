@@ -1,4 +1,4 @@
-"""LayerNorm that keeps its input and two numbers per token for the backward pass."""
+"""Norms that keep their input and one or two numbers per token for the backward pass."""
 
 from __future__ import annotations
 
@@ -70,7 +70,62 @@ def _backward(epsilon, kept, cotangent):
 
 def row_for(x: jax.Array, row: jax.Array) -> jax.Array:
     """[features] -> [1, ..., 1, features], with as many axes as x."""
-    return jnp.expand_dims(row, range(x.ndim - 1))
+    return jnp.expand_dims(row, range(x.ndim - row.ndim))
 
 
 normalize.defvjp(_forward, _backward)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis (Zhang & Sennrich 2019,
+    arXiv:1910.07467; BitNet SPEC 5).
+
+    groups: the features are split into so many groups of neighbours, each with a mean of its own
+    (BitNet SPEC 1.4). Parameter: scale, float32 [features]. Means are float32 or wider.
+    """
+
+    epsilon: float
+    dtype: Any
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """x: [..., features] -> the same shape, in `dtype`."""
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
+        x = x.astype(self.dtype)
+        if self.groups == 1:
+            return rms_normalize(x, scale, self.epsilon)
+        split = x.reshape(*x.shape[:-1], self.groups, -1)
+        return rms_normalize(split, scale.reshape(self.groups, -1), self.epsilon).reshape(x.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def rms_normalize(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """x / sqrt(mean(x^2) + epsilon) * scale over the last axis, in x's dtype.
+
+    scale: of the shape of x's last axis or axes. Keeps x in its own dtype for the backward pass.
+    """
+    return _rms_forward(x, scale, epsilon)[0]
+
+
+def _rms_forward(x, scale, epsilon):
+    x = checkpoint_name(x, NORM_INPUT)
+    wide = x.astype(widened(x.dtype))
+    square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    factor = checkpoint_name(jax.lax.rsqrt(square + epsilon), NORM_STATISTICS)
+    y = wide * factor * row_for(x, scale).astype(wide.dtype)
+    return y.astype(x.dtype), (x, factor, scale)
+
+
+def _rms_backward(epsilon, kept, cotangent):
+    x, factor, scale = kept
+    wide = cotangent.astype(factor.dtype)
+    normalized = x.astype(factor.dtype) * factor
+    scaled = wide * row_for(x, scale).astype(factor.dtype)
+    along = jnp.mean(scaled * normalized, axis=-1, keepdims=True)
+    x_bar = factor * (scaled - normalized * along)
+    scale_bar = jnp.sum(wide * normalized, axis=range(x.ndim - scale.ndim))
+    return x_bar.astype(x.dtype), scale_bar.astype(scale.dtype)
+
+
+rms_normalize.defvjp(_rms_forward, _rms_backward)

@@ -21,7 +21,6 @@ sentence), both within a sentence, after the same number of tokens.
 from __future__ import annotations
 
 import collections
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,7 +28,8 @@ from typing import TYPE_CHECKING, Any
 import grain
 import numpy as np
 from absl import flags
-from grain.experimental import index_shuffle
+
+from bipft_jax.data.corpus.orders import permutation
 
 if TYPE_CHECKING:
     from bipft_jax.data.corpus.corpus import Corpus
@@ -42,8 +42,6 @@ BERT_MASKING_RATE = 0.15
 _MASK_SHARE, _RANDOM_SHARE = 0.8, 0.1  # the remaining 10 % of the targets stay as they are
 _LENGTH_TOLERANCE = 8  # tokens; changes of length up to this count as none when cuts are compared
 _DRAWS_PER_PAIR = 2  # uniform numbers for cuts and swap; see `_segments`
-# grain's index_shuffle needs no memory, but takes milliseconds per index for few blocks.
-_FEW_BLOCKS = 2**14
 _ENDLESS = 2**62
 
 
@@ -193,13 +191,7 @@ class PretrainingExamples:
 
     def _order_of_epoch(self, epoch: int) -> Callable[[int], int]:
         """A random permutation of the blocks, as a function from position to block index."""
-        count = len(self._blocks)
-        entropy = np.random.SeedSequence((self.seed, epoch))
-        if count <= _FEW_BLOCKS:
-            keys = np.random.Philox(entropy).random_raw(count)
-            return np.argsort(keys, kind="stable").tolist().__getitem__
-        seed = int(entropy.generate_state(1)[0])
-        return functools.partial(index_shuffle, max_index=count - 1, seed=seed, rounds=4)
+        return permutation(len(self._blocks), np.random.SeedSequence((self.seed, epoch)))
 
     def _read_pairs(self, pairs: np.ndarray) -> list[tuple[Block, Block]]:
         indices: list[int] = []

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bipft_jax.errors import unknown_name
 from bipft_jax.interop.fixtures.bitnet_units import check_bitnet_units
+from bipft_jax.interop.fixtures.causal import check_decoder
 from bipft_jax.interop.fixtures.fixture import Comparison, Fixture
 from bipft_jax.interop.fixtures.models import (
     check_distillation,
@@ -39,6 +40,7 @@ CHECKS: dict[str, Callable[[Fixture, str], None]] = {
     "distillation": check_distillation,
     "trajectory": check_trajectory,
     "bitnet_unit": check_bitnet_units,
+    "causal_lm": check_decoder,
 }
 
 

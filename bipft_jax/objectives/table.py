@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from bipft_jax.errors import unknown_name
+from bipft_jax.objectives.causal_lm import CAUSAL_LM
 from bipft_jax.objectives.classification import CLASSIFICATION, classification
 from bipft_jax.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.objectives.objective import Objective
 
 OBJECTIVES: dict[str, Objective] = {
-    objective.name: objective for objective in (MLM_NSP, CLASSIFICATION)
+    objective.name: objective for objective in (MLM_NSP, CAUSAL_LM, CLASSIFICATION)
 }
 
 

@@ -15,7 +15,7 @@ LAYERS = (
     ("objectives",),
     ("checkpoints",),
     ("training",),
-    ("config_keys", "reports", "stages"),
+    ("config_keys", "reports", "stages", "pods"),
     ("pretrain", "finetune", "predict", "fill_mask", "plot", "comparison", "interop", "cost"),
     ("finetune_all", "sweeps", "benchmarks"),
 )

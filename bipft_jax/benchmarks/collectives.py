@@ -20,8 +20,6 @@ from typing import Any
 
 import jax
 
-from bipft_jax.benchmarks import hlo_cost
-from bipft_jax.benchmarks.tpu_cost import compiled_for_tpu, tpu
 from bipft_jax.benchmarks.workload import (
     Workload,
     add_compute_argument,
@@ -29,6 +27,9 @@ from bipft_jax.benchmarks.workload import (
     workload_of,
 )
 from bipft_jax.paths import require_local
+from bipft_jax.pods import hlo
+from bipft_jax.pods.chips import Chip
+from bipft_jax.pods.compiler import compiled_for_tpu, tpu
 from bipft_jax.training import sharding
 
 Row = dict[str, Any]
@@ -65,20 +66,18 @@ def lowered_update(
         return update.lower(state, None, batch), state
 
 
-def collective_bytes(module: hlo_cost.Module, chip: hlo_cost.Chip) -> dict[str, int]:
+def collective_bytes(module: hlo.Module, chip: Chip) -> dict[str, int]:
     """Bytes of each of `KINDS`."""
     shapes = {i.name: i.shape for found in module.computations.values() for i in found}
     totals = collections.Counter(dict.fromkeys(KINDS, 0))
-    for charge in hlo_cost.charges(module, chip):
+    for charge in hlo.charges(module, chip):
         for instruction in _collectives(module, charge.instruction):
             kind = instruction.opcode.removesuffix("-start")
             totals[kind] += charge.count * _size(instruction, shapes)
     return dict(totals)
 
 
-def _collectives(
-    module: hlo_cost.Module, instruction: hlo_cost.Instruction
-) -> Iterator[hlo_cost.Instruction]:
+def _collectives(module: hlo.Module, instruction: hlo.Instruction) -> Iterator[hlo.Instruction]:
     """The collective that an instruction performs or starts."""
     if instruction.opcode.removesuffix("-start") in KINDS:
         yield instruction
@@ -91,14 +90,14 @@ def _collectives(
         yield from (i for i in inner if i.opcode in KINDS)
 
 
-def _size(instruction: hlo_cost.Instruction, shapes: dict[str, str]) -> int:
+def _size(instruction: hlo.Instruction, shapes: dict[str, str]) -> int:
     """Bytes of the whole array that an instruction moves."""
     if instruction.opcode == "reduce-scatter":
-        return sum(hlo_cost.shape_bytes(shapes[name]) for name in instruction.operands)
+        return sum(hlo.shape_bytes(shapes[name]) for name in instruction.operands)
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
         # A tuple of operand, result and some counters.
-        return max(map(hlo_cost.shape_bytes, hlo_cost.elements(instruction.shape)))
-    return hlo_cost.shape_bytes(instruction.shape)
+        return max(map(hlo.shape_bytes, hlo.elements(instruction.shape)))
+    return hlo.shape_bytes(instruction.shape)
 
 
 def row(
@@ -112,8 +111,8 @@ def row(
     chip, devices = tpu(topology)
     mesh = sharding.make_mesh(fsdp, tensor, devices)
     lowered, state = lowered_update(workload, recipe, compute, mesh)
-    compiled, module = compiled_for_tpu(lowered)
-    counted = collective_bytes(module, chip)
+    program = compiled_for_tpu(lowered)
+    counted = collective_bytes(program.module, chip)
     split = sum(leaf.size for leaf in jax.tree.leaves(state.params) if "fsdp" in leaf.sharding.spec)
     return {
         "recipe": recipe,
@@ -122,7 +121,7 @@ def row(
         "mesh": dict(mesh.shape),
         "bytes": counted,
         "gathered_bytes_per_parameter": counted["all-gather"] / split * tensor,
-        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "temp_bytes": program.compiled.memory_analysis().temp_size_in_bytes,
     }
 
 

@@ -11,70 +11,25 @@ measurement: use it to compare programs and to see where their time goes.
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from bipft_jax.benchmarks import hlo_cost
 from bipft_jax.benchmarks.workload import Workload, add_workload_arguments, workload_of
 from bipft_jax.objectives.mlm_nsp import head_products
 from bipft_jax.paths import require_local
+from bipft_jax.pods import hlo
+from bipft_jax.pods.chips import CHIPS
+from bipft_jax.pods.compiler import compiled_for_tpu, tpu
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES
 from bipft_jax.training.flops import update_flops
 
 Row = dict[str, Any]
-
-# Peaks: Google Cloud's pages on v5e and v6e. The clocks (not published) convert cycles to seconds
-# for the fraction of the peak, and bytes to cycles where the compiler gives no estimate.
-CHIPS = {
-    "v5e": hlo_cost.Chip(clock=1.5e9, peak_flops=197e12, bandwidth=819e9),
-    "v6e": hlo_cost.Chip(clock=1.75e9, peak_flops=918e12, bandwidth=1640e9),
-}
-
-# Without these, libtpu searches for the machine's TPU and its neighbours, which takes long.
-NO_TPU_HERE = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
-
-def tpu(topology: str) -> tuple[hlo_cost.Chip, list[jax.Device]]:
-    """The chip of a topology ("v5e:2x2"), and its devices, which compile but cannot run. Call it
-    before anything else of jax, which then runs on the CPU.
-
-    Raises: ValueError for an unknown topology, or if libtpu is not installed.
-    """
-    chip = CHIPS.get(topology.partition(":")[0])
-    if chip is None:
-        raise ValueError(
-            f"the topology must be of {' or '.join(CHIPS)}, like v5e:2x2, not {topology!r}"
-        )
-    if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(
-            "the TPU compiler is missing: pip install 'bipft_jax[tpu-compiler]', in a checkout "
-            "pip install -e '.[tpu-compiler]' (it needs no TPU)"
-        )
-    # Otherwise jax would find libtpu and use it as the machine's backend.
-    jax.config.update("jax_platforms", "cpu")
-    for name, value in NO_TPU_HERE.items():
-        os.environ.setdefault(name, value)
-    try:
-        return chip, list(topologies.get_topology_desc(topology, "tpu").devices)
-    except Exception as error:  # whatever libtpu raises
-        raise ValueError(
-            f"libtpu does not know the topology {topology!r} (try v5e:2x2): {error}"
-        ) from error
 
 
 def row(workload: Workload, recipe: str, compute: str, topology: str, costliest: int) -> Row:
@@ -95,12 +50,13 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
 
     arguments = on_device(workload.abstract_state(config)), None, on_device(workload.arrays())
     lowered = jax.jit(workload.update(config), donate_argnums=0).lower(*arguments)
-    compiled, module = compiled_for_tpu(lowered)
-    charges = hlo_cost.charges(module, chip)
+    program = compiled_for_tpu(lowered)
+    module = program.module
+    charges = hlo.charges(module, chip)
     cycles = sum(charge.cycles for charge in charges)
     heads = head_products(config, workload.predictions)
     flops = update_flops(config, workload.batch, workload.length, heads)
-    memory = compiled.memory_analysis()
+    memory = program.compiled.memory_analysis()
     return {
         "recipe": recipe,
         "compute": compute,
@@ -108,30 +64,15 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
         "fused_attention": config.fused_attention,
         "cycles": cycles,
         "charged_cycles": sum(c.cycles for c in charges if not c.estimated),
-        "cycles_by_kind": hlo_cost.by_kind(charges),
+        "cycles_by_kind": hlo.by_kind(charges),
         "temp_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
-        "peak_fraction": flops / (cycles / chip.clock) / chip.peak_flops,
+        "peak_fraction": flops / (cycles / chip.clock) / chip.peak("bf16"),
         "costliest": [_described(charge, module) for charge in charges[:costliest]],
     }
 
 
-def compiled_for_tpu(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, hlo_cost.Module]:
-    """Compiles, and parses the program that libtpu dumps: jax's own `as_text` cannot read every
-    v6e program.
-
-    Raises: ValueError if libtpu dumps no program.
-    """
-    with tempfile.TemporaryDirectory() as directory:
-        written = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True}
-        compiled = lowered.compile(compiler_options=written)
-        programs = list(Path(directory).glob("*.after_codegen.txt"))
-        if len(programs) != 1:
-            raise ValueError("this libtpu does not write down the program that it compiled")
-        return compiled, hlo_cost.parse(programs[0].read_text(encoding="utf-8"))
-
-
-def _described(charge: hlo_cost.Charge, module: hlo_cost.Module) -> Row:
+def _described(charge: hlo.Charge, module: hlo.Module) -> Row:
     instruction = charge.instruction
     stack = module.locations.get(instruction.frame, [])
     # Our calling line says more than the library's line.
@@ -150,7 +91,7 @@ def _described(charge: hlo_cost.Charge, module: hlo_cost.Module) -> Row:
 
 def report(rows: Sequence[Row]) -> str:
     """The rows as text: one table, then each recipe's costliest instructions."""
-    kinds = hlo_cost.KINDS
+    kinds = hlo.KINDS
     fp = next((row["cycles"] for row in rows if row["recipe"] == "fp"), None)
     lines = [
         "million cycles",

@@ -8,7 +8,7 @@ from bipft_jax.benchmarks import tpu_cost
 
 
 def test_an_unknown_topology_lists_the_known_chips():
-    with pytest.raises(SystemExit, match="v5e or v6e.*'v9z:2x2'"):
+    with pytest.raises(SystemExit, match="of v4, v5e.*'v9z:2x2'"):
         tpu_cost.main(["--topology", "v9z:2x2", "--size", "tiny"])
 
 
@@ -28,7 +28,7 @@ def test_the_report_compares_with_fp_and_names_source_lines():
             "compute": "int8",
             "cycles": cycles,
             "charged_cycles": 0,
-            "cycles_by_kind": {kind: 1e6 for kind in tpu_cost.hlo_cost.KINDS},
+            "cycles_by_kind": {kind: 1e6 for kind in tpu_cost.hlo.KINDS},
             "temp_bytes": 2e9,
             "argument_bytes": 1e9,
             "peak_fraction": 0.25,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from bipft_jax.benchmarks import hlo_cost
+from bipft_jax.pods import hlo
 from bipft_jax.quantization import arithmetic
 from bipft_jax.quantization.binary_dot import binary_dot_general
 from bipft_jax.quantization.encoded import quantize
@@ -146,7 +146,7 @@ def test_int8_mode_multiplies_int8():
     def integer_products(compute):
         arguments, numbers, left, right = operands("linear")
         compiled = jax.jit(fused(numbers, left, right, compute)).lower(*arguments).compile()
-        module = hlo_cost.parse(compiled.as_text())
+        module = hlo.parse(compiled.as_text())
         instructions = [i for lines in module.computations.values() for i in lines]
         shapes = {i.name: i.shape for i in instructions}
         return [

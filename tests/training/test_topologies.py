@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bipft_jax.benchmarks.tpu_cost import NO_TPU_HERE
+from bipft_jax.pods.compiler import NO_TPU_HERE
 
 SIZES = (1, 2, 4, 8, 16)
 CHIPS = {

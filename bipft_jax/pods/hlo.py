@@ -18,19 +18,10 @@ import math
 import re
 from collections.abc import Iterator
 
+from bipft_jax.pods.chips import Chip
 from bipft_jax.training.step import OPTIMIZER_SCOPE
 
 KINDS = ("matmul", "elementwise", "data movement", "optimizer")
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """clock: of the core, Hz. peak_flops: bfloat16 operations per second. bandwidth: of the memory,
-    bytes per second."""
-
-    clock: float
-    peak_flops: float
-    bandwidth: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +242,7 @@ def _charges(module: Module, computation: str, count: int, chip: Chip) -> Iterat
         elif not (opcode == "custom-call" and instruction.target in _FREE_TARGETS):
             size = shape_bytes(instruction.shape)
             size += sum(shape_bytes(shapes[name]) for name in instruction.operands)
-            seconds = max(size / chip.bandwidth, instruction.flops / chip.peak_flops)
+            seconds = max(size / chip.bandwidth, instruction.flops / chip.peak("bf16"))
             cycles = count * math.ceil(seconds * chip.clock)
             yield Charge(instruction, _kind(module, instruction), count, cycles, estimated=False)
 

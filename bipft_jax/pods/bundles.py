@@ -1,0 +1,122 @@
+"""Length of the TPU compiler's own schedule of an instruction, from its dump.
+
+The compiler lowers every HLO instruction to *bundles*, instruction words of which the core issues
+one a cycle unless it waits. Their dump marks the bodies of loops and names the tests that end them,
+so the bundles can be counted as often as they are issued.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+# "  0x7 LB: > > { ...": a label where control arrives (LB: body of a loop), a ">" for each loop
+# around. The compiler omits the ">" of empty bundles.
+_BUNDLE = re.compile(r"\s*(?:0x)?[0-9a-f]+\s+(?:([A-Z]{2})\s*)?:\s*((?:>\s*)*)\{(\s*\})?")
+# The test that ends a loop is labelled, or is what the branch back to its body reads.
+_LABELLED = re.compile(
+    r"scmp\.(ge)\.s32\.totalorder %(\S+?), (\d+) /\* (?:[^*]*:: )?loop exit test"
+)
+_BRANCH = re.compile(r"sbr\.rel \(!%(\w+)\) target")
+_BRANCH_DELAY = 4  # bundles that are issued after a branch
+# Of a loop that moves windows of its operands through VMEM.
+_WINDOWS = re.compile(r"^iteration_bounds: \(([\d, ]+)\)", re.MULTILINE)
+_FILE = re.compile(r"\d+-(.*)-\d+-final_bundles\.txt")
+
+_Row = tuple[str | None, int, str]  # label, number of loops around, text of a bundle
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The schedule of one HLO instruction.
+
+    bundles: instruction words. cycles: those issued, if the core never waits. unknown_loops: loops
+    whose trip count cannot be read; their bodies are counted once.
+    """
+
+    bundles: int
+    cycles: float
+    unknown_loops: int
+
+
+def read(paths: Iterable[Path]) -> dict[str, Schedule]:
+    """The schedule of every instruction by its name, from the files of final bundles of one
+    program."""
+    named = ((_FILE.fullmatch(path.name), path) for path in paths)
+    return {
+        name[1]: schedule(path.read_text(encoding="utf-8", errors="replace"))
+        for name, path in named
+        if name and not name[1].startswith(("schedule-analysis", "<"))
+    }
+
+
+def schedule(text: str) -> Schedule:
+    """Counts the bundles of one instruction, in loops as often as these run.
+
+    A pipelined loop over windows has some rounds more than windows, in which it fetches the first
+    and writes the last: they are not counted.
+    """
+    rows = list(_rows(text))
+    windows = max(
+        (math.prod(map(int, re.findall(r"\d+", bounds))) for bounds in _WINDOWS.findall(text)),
+        default=0,
+    )
+    weights = [1.0] * len(rows)
+    unknown = 0
+    for begin, end in _loops(rows):
+        rounds = _rounds(rows, begin, end)
+        unknown += rounds is None
+        rounds = rounds or 1
+        if rows[begin][1] == 1 and windows < rounds <= windows + _FILLING:
+            rounds = windows
+        for place in range(begin, end):
+            weights[place] *= rounds
+    return Schedule(len(rows), sum(weights), unknown)
+
+
+_FILLING = 12  # rounds: as many as a pipeline has stages
+
+
+def _rounds(rows: list[_Row], begin: int, end: int) -> int | None:
+    """Trip count of a loop whose counter starts at 0 and is compared with a constant."""
+    depth = rows[begin][1]
+    body = [line for _, at, line in rows[begin:end] if at == depth]
+    test = next((test for line in body if (test := _LABELLED.search(line))), None)
+    if test is None:
+        after = (_BRANCH.search(line) for _, _, line in rows[end - 1 : end + _BRANCH_DELAY])
+        branch = next(filter(None, after), None)
+        if branch is None:
+            return None
+        read = re.compile(rf"%{branch[1]} = scmp\.(ge|gt)\.s32\.totalorder %(\w+), (\d+)")
+        test = next((test for line in body if (test := read.search(line))), None)
+    if test is None:
+        return None
+    step = re.compile(rf"%{test[2]} = sadd\.s32 (\d+),")
+    steps = int(next((found[1] for line in body if (found := step.search(line))), 1))
+    last = int(test[3])
+    return last // steps + 1 if test[1] == "gt" else -(-last // steps)
+
+
+def _rows(text: str) -> Iterator[_Row]:
+    depth = 0
+    for line in text.splitlines():
+        if bundle := _BUNDLE.match(line):
+            label, loops, empty = bundle.groups()
+            depth = depth if empty else loops.count(">")
+            yield label, depth, line
+
+
+def _loops(rows: list[_Row]) -> list[tuple[int, int]]:
+    """First bundle of each loop's body, and the one after its last."""
+    loops, opened = [], []
+    for place, (label, depth, _) in enumerate(rows):
+        while opened and (
+            depth < rows[opened[-1]][1] or (label == "LB" and depth == rows[opened[-1]][1])
+        ):
+            loops.append((opened.pop(), place))
+        if label == "LB":
+            opened.append(place)
+    return loops + [(begin, len(rows)) for begin in reversed(opened)]

@@ -28,7 +28,6 @@ from bipft_jax.benchmarks.workload import (
 )
 from bipft_jax.paths import require_local
 from bipft_jax.pods import hlo
-from bipft_jax.pods.chips import Chip
 from bipft_jax.pods.compiler import compiled_for_tpu, tpu
 from bipft_jax.training import sharding
 
@@ -66,14 +65,14 @@ def lowered_update(
         return update.lower(state, None, batch), state
 
 
-def collective_bytes(module: hlo.Module, chip: Chip) -> dict[str, int]:
+def collective_bytes(module: hlo.Module) -> dict[str, int]:
     """Bytes of each of `KINDS`."""
     shapes = {i.name: i.shape for found in module.computations.values() for i in found}
     totals = collections.Counter(dict.fromkeys(KINDS, 0))
-    for charge in hlo.charges(module, chip):
-        for instruction in _collectives(module, charge.instruction):
-            kind = instruction.opcode.removesuffix("-start")
-            totals[kind] += charge.count * _size(instruction, shapes)
+    for instruction, count in hlo.executed(module):
+        for collective in _collectives(module, instruction):
+            kind = collective.opcode.removesuffix("-start")
+            totals[kind] += count * _size(collective, shapes)
     return dict(totals)
 
 
@@ -108,11 +107,11 @@ def row(
     Returns: `bytes` by kind, `gathered_bytes_per_parameter` (all-gather bytes divided by the
       parameters that `fsdp` splits), `temp_bytes` of one chip.
     """
-    chip, devices = tpu(topology)
+    _, devices = tpu(topology)
     mesh = sharding.make_mesh(fsdp, tensor, devices)
     lowered, state = lowered_update(workload, recipe, compute, mesh)
     program = compiled_for_tpu(lowered)
-    counted = collective_bytes(program.module, chip)
+    counted = collective_bytes(program.module)
     split = sum(leaf.size for leaf in jax.tree.leaves(state.params) if "fsdp" in leaf.sharding.spec)
     return {
         "recipe": recipe,

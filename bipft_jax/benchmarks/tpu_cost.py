@@ -1,18 +1,19 @@
-"""Cost of a pretraining update on a TPU by the compiler's estimate, on a machine without a TPU.
+"""Cost of a pretraining update on a TPU by the compiler's schedule, on a machine without a TPU.
 
     python -m bipft_jax.benchmarks.tpu_cost --topology v5e:2x2 --size base --batch 64 --length 128 \
         --recipes fp,bipft_a,bipft_b
 
 The update (forward, backward, AdamW) is compiled for one chip of the topology. The command prints,
-for each recipe, estimated cycles by kind, memory, the fraction of the chip's peak that the model's
-FLOPs reach, and the costliest instructions with their source lines. An estimate is not a
-measurement: use it to compare programs and to see where their time goes.
+for each recipe, cycles by kind (`bipft_jax.pods.cost` says what they count, and "transfers" and
+"heuristic" mean), memory, the fraction of the chip's peak that the model's FLOPs reach, and the
+costliest source lines and instructions. A schedule is not a measurement: use it to compare programs
+and to see where their time goes.
 """
 
 import argparse
 import importlib.metadata
+import itertools
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from jax.sharding import SingleDeviceSharding
 from bipft_jax.benchmarks.workload import Workload, add_workload_arguments, workload_of
 from bipft_jax.objectives.mlm_nsp import head_products
 from bipft_jax.paths import require_local
-from bipft_jax.pods import hlo
+from bipft_jax.pods import cost
 from bipft_jax.pods.chips import CHIPS
 from bipft_jax.pods.compiler import compiled_for_tpu, tpu
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES
@@ -35,8 +36,9 @@ Row = dict[str, Any]
 def row(workload: Workload, recipe: str, compute: str, topology: str, costliest: int) -> Row:
     """Compiles one recipe's update and reads its cost.
 
-    Returns: `cycles` (estimated and charged), `charged_cycles` (the part without a compiler's
-      estimate), `cycles_by_kind`, `fused_attention` (whether the update uses it), `temp_bytes`,
+    Returns: `cycles`, `charged_cycles` (the part of them without a schedule) and `charged` (its
+      number of instructions), `cycles_by_kind`, `cycles_by_source`, `estimated_cycles` (the
+      compiler's heuristic), `fused_attention` (whether the update uses it), `temp_bytes`,
       `argument_bytes`, `peak_fraction` and the list `costliest`.
     """
     chip, devices = tpu(topology)
@@ -51,9 +53,7 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
     arguments = on_device(workload.abstract_state(config)), None, on_device(workload.arrays())
     lowered = jax.jit(workload.update(config), donate_argnums=0).lower(*arguments)
     program = compiled_for_tpu(lowered)
-    module = program.module
-    charges = hlo.charges(module, chip)
-    cycles = sum(charge.cycles for charge in charges)
+    spent = cost.of(program, chip)
     heads = head_products(config, workload.predictions)
     flops = update_flops(config, workload.batch, workload.length, heads)
     memory = program.compiled.memory_analysis()
@@ -62,58 +62,74 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
         "compute": compute,
         "topology": topology,
         "fused_attention": config.fused_attention,
-        "cycles": cycles,
-        "charged_cycles": sum(c.cycles for c in charges if not c.estimated),
-        "cycles_by_kind": hlo.by_kind(charges),
+        "cycles": spent.cycles,
+        "charged_cycles": sum(charge.cycles for charge in spent.unscheduled),
+        "charged": len(spent.unscheduled),
+        "cycles_by_kind": spent.by_kind,
+        "cycles_by_source": spent.by_source,
+        "estimated_cycles": spent.estimated_cycles,
         "temp_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
-        "peak_fraction": flops / (cycles / chip.clock) / chip.peak("bf16"),
-        "costliest": [_described(charge, module) for charge in charges[:costliest]],
+        "peak_fraction": flops / spent.seconds(chip) / chip.peak("bf16"),
+        "costliest": [_described(charge) for charge in spent.charges[:costliest]],
     }
 
 
-def _described(charge: hlo.Charge, module: hlo.Module) -> Row:
+def _described(charge: cost.Charge) -> Row:
     instruction = charge.instruction
-    stack = module.locations.get(instruction.frame, [])
-    # Our calling line says more than the library's line.
-    source = next((place for place in stack if "/bipft_jax/" in place), (stack or ["?"])[0])
     return {
         "cycles": charge.cycles,
         "count": charge.count,
         "kind": charge.kind,
-        "estimated": charge.estimated,
+        "bundles": charge.bundles,
+        "products": charge.products,
+        "memory": charge.memory,
+        "estimated_cycles": charge.estimated_cycles,
+        "estimated": instruction.estimated_cycles is not None,
         "instruction": instruction.name,
         "shape": instruction.shape.partition("{")[0],
-        "source": re.sub(r".*/(bipft_jax|site-packages)/", "", source),
+        "source": charge.source,
         "operation": instruction.op_name.rpartition("/")[2],
     }
 
 
-def report(rows: Sequence[Row]) -> str:
-    """The rows as text: one table, then each recipe's costliest instructions."""
-    kinds = hlo.KINDS
+def report(rows: Sequence[Row], costliest: int) -> str:
+    """The rows as text: one table, then each recipe's costliest source lines and instructions.
+
+    costliest: number of source lines.
+    """
+    kinds = cost.KINDS
     fp = next((row["cycles"] for row in rows if row["recipe"] == "fp"), None)
     lines = [
         "million cycles",
         f"{'recipe':<10} {'compute':<10} {'total':>7} {'of fp':>6} "
         + " ".join(f"{kind:>13}" for kind in kinds)
-        + f" {'not estimated':>13} {'temp GB':>8} {'arguments GB':>12} {'of peak':>7}",
+        + f" {'not scheduled':>13} {'heuristic':>9} {'temp GB':>8} {'arguments GB':>12} "
+        f"{'of peak':>7}",
     ]
     for row in rows:
         ratio = "" if fp is None else f"{row['cycles'] / fp:.2f}"
         by_kind = " ".join(f"{row['cycles_by_kind'][kind] / 1e6:>13.1f}" for kind in kinds)
         lines.append(
             f"{row['recipe']:<10} {row['compute']:<10} {row['cycles'] / 1e6:>7.1f} {ratio:>6} "
-            f"{by_kind} {row['charged_cycles'] / 1e6:>13.1f} {row['temp_bytes'] / 1e9:>8.2f} "
-            f"{row['argument_bytes'] / 1e9:>12.2f} {row['peak_fraction']:>7.0%}"
+            f"{by_kind} {row['charged_cycles'] / 1e6:>13.2f} {row['estimated_cycles'] / 1e6:>9.1f} "
+            f"{row['temp_bytes'] / 1e9:>8.2f} {row['argument_bytes'] / 1e9:>12.2f} "
+            f"{row['peak_fraction']:>7.0%}"
         )
     for row in rows:
-        lines += ["", f"{row['recipe']}, {row['compute']}: costliest (million cycles, times run)"]
+        title = f"{row['recipe']}, {row['compute']}"
+        lines += ["", f"{title}: source lines (million cycles)"]
+        by_source = itertools.islice(row["cycles_by_source"].items(), costliest)
+        lines += [f"{cycles / 1e6:>7.2f} {source}" for source, cycles in by_source]
+        lines += ["", f"{title}: instructions (million cycles, bounds, times run)"]
+        lines.append(f"{'cycles':>7} {'bundles':>7} {'product':>7} {'memory':>7}")
         for item in row["costliest"]:
+            bundles = "-" if item["bundles"] is None else f"{item['bundles'] / 1e6:.2f}"
             lines.append(
-                f"{item['cycles'] / 1e6:>7.2f} {item['count']:>4} {item['kind']:<13} "
+                f"{item['cycles'] / 1e6:>7.2f} {bundles:>7} {item['products'] / 1e6:>7.2f} "
+                f"{item['memory'] / 1e6:>7.2f} {item['count']:>4} {item['kind']:<13} "
                 f"{item['instruction']:<40} {item['shape'][:32]:<32} {item['source']} "
-                f"{item['operation']}{'' if item['estimated'] else ' (not estimated)'}"
+                f"{item['operation']}"
             )
     return "\n".join(lines)
 
@@ -129,7 +145,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bipft_jax.benchmarks.tpu_cost",
         description="Compiles the pretraining update of several recipes for one TPU chip, on any "
-        "machine, and prints what its compiler expects them to cost.",
+        "machine, and prints what their schedules cost.",
     )
 
     add_topology_argument(parser)
@@ -144,7 +160,10 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--unroll", action="store_true", help="do not scan the layers: compiles for many minutes"
     )
     parser.add_argument(
-        "--costliest", type=int, default=10, help="instructions to list (default %(default)s)"
+        "--costliest",
+        type=int,
+        default=10,
+        help="of both to list (default %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
     parsed = parser.parse_args(arguments)
@@ -176,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{parsed.dtype}, remat {parsed.remat}{', layers unrolled' if parsed.unroll else ''}"
         f"{', attention fused where it can be' if parsed.fused_attention else ''}"
     )
-    print(report(rows))
+    print(report(rows, parsed.costliest))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 # "  0x7 LB: > > { ...": a label where control arrives (LB: body of a loop), a ">" for each loop
@@ -22,6 +22,8 @@ _LABELLED = re.compile(
 )
 _BRANCH = re.compile(r"sbr\.rel \(!%(\w+)\) target")
 _BRANCH_DELAY = 4  # bundles that are issued after a branch
+_PIPELINE = "iteration index, stage"
+_FILLING = 12  # rounds at most that a pipeline has more than windows
 # Of a loop that moves windows of its operands through VMEM.
 _WINDOWS = re.compile(r"^iteration_bounds: \(([\d, ]+)\)", re.MULTILINE)
 _FILE = re.compile(r"\d+-(.*)-\d+-final_bundles\.txt")
@@ -42,25 +44,32 @@ class Schedule:
     unknown_loops: int
 
 
-def read(paths: Iterable[Path]) -> dict[str, Schedule]:
+def read(paths: Iterable[Path], windows: Mapping[str, int]) -> dict[str, Schedule]:
     """The schedule of every instruction by its name, from the files of final bundles of one
-    program."""
+    program.
+
+    windows: of each instruction, for `schedule`.
+    """
     named = ((_FILE.fullmatch(path.name), path) for path in paths)
     return {
-        name[1]: schedule(path.read_text(encoding="utf-8", errors="replace"))
+        name[1]: schedule(
+            path.read_text(encoding="utf-8", errors="replace"), windows.get(name[1], 0)
+        )
         for name, path in named
-        if name and not name[1].startswith(("schedule-analysis", "<"))
+        if name
     }
 
 
-def schedule(text: str) -> Schedule:
+def schedule(text: str, windows: int = 0) -> Schedule:
     """Counts the bundles of one instruction, in loops as often as these run.
 
-    A pipelined loop over windows has some rounds more than windows, in which it fetches the first
-    and writes the last: they are not counted.
+    windows: number of windows of its operands that the outermost loop moves through VMEM, or 0 if
+      that is not known from the program (kernels), but at most from the comments in `text`. The
+      loop is a pipeline with some rounds more, in which it only fetches the first windows and
+      writes the last: these are not counted.
     """
     rows = list(_rows(text))
-    windows = max(
+    windows = windows or max(
         (math.prod(map(int, re.findall(r"\d+", bounds))) for bounds in _WINDOWS.findall(text)),
         default=0,
     )
@@ -70,14 +79,11 @@ def schedule(text: str) -> Schedule:
         rounds = _rounds(rows, begin, end)
         unknown += rounds is None
         rounds = rounds or 1
-        if rows[begin][1] == 1 and windows < rounds <= windows + _FILLING:
+        if _PIPELINE in rows[begin][2] and windows < rounds <= windows + _FILLING:
             rounds = windows
         for place in range(begin, end):
             weights[place] *= rounds
     return Schedule(len(rows), sum(weights), unknown)
-
-
-_FILLING = 12  # rounds: as many as a pipeline has stages
 
 
 def _rounds(rows: list[_Row], begin: int, end: int) -> int | None:
@@ -86,16 +92,14 @@ def _rounds(rows: list[_Row], begin: int, end: int) -> int | None:
     body = [line for _, at, line in rows[begin:end] if at == depth]
     test = next((test for line in body if (test := _LABELLED.search(line))), None)
     if test is None:
-        after = (_BRANCH.search(line) for _, _, line in rows[end - 1 : end + _BRANCH_DELAY])
-        branch = next(filter(None, after), None)
-        if branch is None:
-            return None
-        read = re.compile(rf"%{branch[1]} = scmp\.(ge|gt)\.s32\.totalorder %(\w+), (\d+)")
-        test = next((test for line in body if (test := read.search(line))), None)
+        for _, _, line in rows[end - 1 : end + _BRANCH_DELAY]:
+            for name in _BRANCH.findall(line):
+                read = re.compile(rf"%{name} = scmp\.(ge|gt)\.s32\.totalorder %(\w+), (\d+)")
+                test = test or next((test for line in body if (test := read.search(line))), None)
     if test is None:
         return None
     step = re.compile(rf"%{test[2]} = sadd\.s32 (\d+),")
-    steps = int(next((found[1] for line in body if (found := step.search(line))), 1))
+    steps = int(next((match[1] for line in body if (match := step.search(line))), 1))
     last = int(test[3])
     return last // steps + 1 if test[1] == "gt" else -(-last // steps)
 

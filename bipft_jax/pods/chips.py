@@ -25,8 +25,8 @@ class Chip:
 
     name: libtpu's prefix of topologies ("v5e:2x2"). devices: of JAX, a chip. chip_config: libtpu's
     `chip_config_name`, or "". chips_a_host: of a slice of several hosts.
-    clock: Hz, which converts cycles to seconds. clock_range: the lowest and highest that fit what is
-    known. peaks: operations/s of a device by HLO element type; `peak` gives those of other types.
+    clock: Hz, which converts cycles to seconds. clock_range: the lowest and highest that fit what
+    is known. peaks: operations/s of a device by HLO element type; `peak` gives those of other types.
     bandwidth: bytes/s of a device's HBM. hbm: bytes of it that a program can use.
     axes: dimensions of the torus. link: bytes/s one way over one link of the interconnect (ICI); a
     chip has 2 x `axes` links. ring: an axis is a ring (its ends are joined) if its length is a
@@ -52,9 +52,9 @@ class Chip:
     most_chips: int
 
     def peak(self, element: str) -> float:
-        """Operations/s of a device for products of an HLO element type ("bf16", "s8", "f32"). float32
-        is multiplied as bfloat16 (jax's default precision on TPU), and a type without a rate of its
-        own in `peaks` as bfloat16."""
+        """Operations/s of a device for products of an HLO element type ("bf16", "s8", "f32"). A
+        type without a rate of its own in `peaks` is multiplied as bfloat16, as float32 is by
+        default on TPU."""
         return self.peaks.get(element, self.peaks["bf16"])
 
     def has_slice(self, shape: tuple[int, ...]) -> bool:
@@ -131,9 +131,8 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 # Not published: 2 cores of 4 MXU of 128 x 128.
                 clock=1.75e9,
                 clock_range=(1.75e9, 2.49e9),
-                peaks=_peaks(
-                    bf16=459e12, s8=918e12
-                ),  # page v5p; int8: jax-ml.github.io/scaling-book
+                # Page v5p; int8 from jax-ml.github.io/scaling-book.
+                peaks=_peaks(bf16=459e12, s8=918e12),
                 bandwidth=2765e9,  # page v5p
                 hbm=int(95.73 * _GIB),  # libtpu
                 axes=3,
@@ -198,7 +197,8 @@ def chip_of(topology: str) -> Chip:
     lengths = dimensions.split("x")
     if name not in CHIPS or not all(length.isdecimal() for length in lengths):
         raise ValueError(
-            f"the topology must be of {', '.join(CHIPS)}, like v5e:2x2 or v5p:2x2x1, not {topology!r}"
+            f"the topology must be of {', '.join(CHIPS)}, like v5e:2x2 or v5p:2x2x1, not "
+            f"{topology!r}"
         )
     chip = CHIPS[name]
     if not chip.has_slice(tuple(map(int, lengths))):

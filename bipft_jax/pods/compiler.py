@@ -51,8 +51,8 @@ class Program:
 
 
 def tpu(topology: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
-    """The chip of a topology ("v5e:2x2"), and the devices of `slices` such slices, which compile but
-    cannot run. Call it before anything else of jax, which then runs on the CPU.
+    """The chip of a topology ("v5e:2x2"), and the devices of `slices` such slices, which compile
+    but cannot run. Call it before anything else of jax, which then runs on the CPU.
 
     Raises: ValueError for an unknown topology, or if libtpu is not installed.
     """
@@ -80,7 +80,7 @@ def tpu(topology: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
 
 @functools.cache
 def _schedules() -> Path:
-    """The directory where this process's libtpu dumps schedules; it lives as long as the process."""
+    """Where this process's libtpu dumps schedules, as long as the process lives."""
     directory = tempfile.mkdtemp(prefix="tpu_schedules_")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     given = os.environ.get("LIBTPU_INIT_ARGS", "")
@@ -89,8 +89,8 @@ def _schedules() -> Path:
 
 
 def compiled_for_tpu(lowered: jax.stages.Lowered) -> Program:
-    """Compiles for the devices that `tpu` returned, and reads what libtpu dumps: jax's own `as_text`
-    cannot read every v6e program.
+    """Compiles for the devices that `tpu` returned, and reads what libtpu dumps: jax's own
+    `as_text` cannot read every v6e program.
 
     Raises: ValueError if libtpu dumps no program or no schedule.
     """
@@ -104,7 +104,8 @@ def compiled_for_tpu(lowered: jax.stages.Lowered) -> Program:
             if len(programs) != 1:
                 raise ValueError("this libtpu does not write down the program that it compiled")
             module = hlo.parse(programs[0].read_text(encoding="utf-8"))
-        schedules = bundles.read(directory.iterdir())
+        windows = {i.name: i.windows for inside in module.computations.values() for i in inside}
+        schedules = bundles.read(directory.iterdir(), windows)
     finally:
         _empty(directory)
     if not schedules:

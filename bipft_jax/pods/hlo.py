@@ -1,36 +1,27 @@
-"""The TPU compiler's cost estimate of a compiled program, parsed from the program's text.
+"""Programs as the TPU compiler writes them: the text of an optimised and scheduled HLO module.
 
-Every instruction of an optimised and scheduled HLO module carries the compiler's
-`estimated_cycles`. The cost of a program is their sum, with the body of a while loop times its trip
-count. An instruction without an estimate (custom calls such as Pallas kernels, collectives) is
-charged the time to read its operands and write its results or, if longer, the time of a kernel's
-declared FLOPs at the chip's peak. This is a lower bound, and reported separately.
-
-Asynchronous copies between memories (`copy-start`, `slice-start`, ...) have no estimate either;
-they overlap with computation, and are counted in bytes, not in cycles.
+Parses the text into instructions with their shapes, source lines and the attributes that costs are
+read from.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import math
 import re
 from collections.abc import Iterator
-
-from bipft_jax.pods.chips import Chip
-from bipft_jax.training.step import OPTIMIZER_SCOPE
-
-KINDS = ("matmul", "elementwise", "data movement", "optimizer")
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
     """A line of a computation.
 
-    shape: in HLO syntax. operands: names. called: computations by the attribute that names them.
-    cycles: the compiler's estimate, or None. target: of a custom call. flops: declared by a kernel,
-    else 0.
+    shape: in HLO syntax, with its layout. operands: names. called: computations by the attribute
+    that names them. frame: number of the stack frame that wrote it, or None. estimated_cycles: the
+    compiler's heuristic from before code generation, or None. windows: rounds of the loop that
+    moves windows of the operands through VMEM, or 0. target: of a custom call. flops: declared by a
+    kernel, else 0. argument: number of a parameter, value of a constant. attributes: the rest of
+    the line, for what is read seldom.
     """
 
     name: str
@@ -40,10 +31,12 @@ class Instruction:
     called: dict[str, tuple[str, ...]]
     op_name: str
     frame: int | None
-    cycles: int | None
+    estimated_cycles: int | None
+    windows: int
     target: str
     flops: int
-    constant: str
+    argument: str
+    attributes: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,29 +49,16 @@ class Module:
     locations: dict[int, list[str]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Charge:
-    """One instruction's share of the cost.
-
-    count: number of executions. cycles: total. estimated: whether the compiler estimated it.
-    """
-
-    instruction: Instruction
-    kind: str
-    count: int
-    cycles: float
-    estimated: bool
-
-
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
-_SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
+_SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_TILE = re.compile(r":T\(([\d,]+)\)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
 _CALLED = re.compile(
     r"\b(calls|to_apply|body|condition|true_computation|false_computation|branch_computations|"
     r"called_computations)=(\{[^}]*\}|%[^\s,)]+)"
 )
 _SECTIONS = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
-_MATMULS = frozenset({"convolution", "dot"})
+# Instructions that execute nothing.
 _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id iota "
     "opt-barrier add-dependency".split()
@@ -87,10 +67,6 @@ _FREE = frozenset(
 _FREE_TARGETS = frozenset(
     "AllocateBuffer AssumeGatherIndicesInBound ConcatBitcast GatherScatterIndicesBitpacked "
     "Sharding".split()
-)
-_MOVES = frozenset(
-    "copy transpose reshape slice dynamic-slice dynamic-update-slice pad concatenate broadcast "
-    "reverse gather scatter convert".split()
 )
 
 
@@ -121,22 +97,120 @@ def parse(text: str) -> Module:
     return Module(computations, entry, _locations(tables))
 
 
-def charges(module: Module, chip: Chip) -> list[Charge]:
-    """The cost of every executed instruction, times the trip counts of loops, costliest first.
+def executed(module: Module) -> Iterator[tuple[Instruction, int]]:
+    """Every instruction that executes something, and how often: loops as often as they run, and all
+    branches of a conditional.
 
     Raises: ValueError for a while loop whose trip count cannot be read.
     """
-    found = list(_charges(module, module.entry, 1, chip))
-    return sorted(found, key=lambda charge: charge.cycles, reverse=True)
+    return _executed(module, module.entry, 1)
+
+
+def _executed(module: Module, computation: str, count: int) -> Iterator[tuple[Instruction, int]]:
+    for instruction in module.computations[computation]:
+        if instruction.opcode in CONTROL:
+            times = rounds(module, instruction) if instruction.opcode == "while" else 1
+            for name in bodies(instruction):
+                yield from _executed(module, name, count * times)
+        elif executes(instruction):
+            yield instruction, count
+
+
+CONTROL = ("while", "call", "conditional")
+
+
+def bodies(instruction: Instruction) -> list[str]:
+    """The computations that an instruction of `CONTROL` runs: a loop's body, the branches of a
+    conditional."""
+    called = instruction.called
+    if instruction.opcode == "while":
+        return list(called["body"])
+    return [name for names in called.values() for name in names]
+
+
+def executes(instruction: Instruction) -> bool:
+    """Whether an instruction is more than a name, and not the end of an asynchronous one."""
+    return not (
+        instruction.opcode in _FREE
+        or instruction.opcode.endswith(("-done", "-update"))
+        or (instruction.opcode == "custom-call" and instruction.target in _FREE_TARGETS)
+    )
+
+
+def rounds(module: Module, loop: Instruction) -> int:
+    """The trip count of a loop, whose condition compares a counter from 0 with a constant.
+
+    Raises: ValueError if the condition is another.
+    """
+    condition = module.computations[loop.called["condition"][0]]
+    constants = [int(i.argument) for i in condition if i.opcode == "constant"]
+    if "compare" not in opcodes(module, condition[-1]) or len(constants) != 1:
+        raise ValueError(f"cannot read how often the loop {loop.name} runs from its condition")
+    return constants[0]
+
+
+def opcodes(module: Module, instruction: Instruction) -> set[str]:
+    """The opcode of an instruction; of a fusion, those of the instructions inside."""
+    if instruction.opcode != "fusion":
+        return {instruction.opcode}
+    return {
+        opcode
+        for name in instruction.called["calls"]
+        for inner in module.computations[name]
+        for opcode in opcodes(module, inner)
+    }
+
+
+def source(module: Module, instruction: Instruction) -> str:
+    """The line of bipft_jax that wrote an instruction, else the innermost one, as "file:line"
+    within the package, or "?"."""
+    stack = module.locations.get(instruction.frame, [])
+    # Our calling line says more than the library's line.
+    place = next((place for place in stack if "/bipft_jax/" in place), (stack or ["?"])[0])
+    return re.sub(r".*/(bipft_jax|site-packages)/", "", place)
+
+
+def element_type(shape: str) -> str:
+    """The HLO element type of a shape ("bf16"); of a tuple, of its first element."""
+    return _SHAPE.search(shape)[1]
+
+
+def dimensions(shape: str) -> list[int]:
+    """The dimensions of a shape; of a tuple, of its first element."""
+    return _integers(_SHAPE.search(shape)[2])
 
 
 def shape_bytes(shape: str) -> int:
     """Bytes of an HLO shape without padding; for a tuple, of all its elements."""
+    return sum(
+        _bits(element) * math.prod(_integers(dimensions)) // 8
+        for element, dimensions, _ in _SHAPE.findall(shape)
+    )
+
+
+def memory_bytes(shape: str) -> int:
+    """Bytes that an HLO shape takes in HBM, its tiles filled up; elements in another memory (layout
+    S(n)) count 0. For a tuple, of all its elements."""
     total = 0
-    for element, dimensions in _SHAPE.findall(shape):
-        bits = _BITS.get(element) if element in _BITS else int(re.search(r"\d+", element)[0])
-        total += bits * math.prod(int(d) for d in dimensions.split(",") if d)
-    return total // 8
+    for element, text, layout in _SHAPE.findall(shape):
+        if "S(" in layout:
+            continue
+        lengths = _integers(text)
+        tile = _TILE.search(layout)
+        order = _integers(layout.partition(":")[0])  # minor first
+        if tile and order:
+            for axis, least in zip(order, reversed(_integers(tile[1]))):
+                lengths[axis] = -(-lengths[axis] // least) * least
+        total += _bits(element) * math.prod(lengths) // 8
+    return total
+
+
+def _bits(element: str) -> int:
+    return _BITS[element] if element in _BITS else int(re.search(r"\d+", element)[0])
+
+
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
 
 
 def elements(shape: str) -> list[str]:
@@ -154,6 +228,7 @@ def _instruction(line: str) -> Instruction:
     configuration = attributes.find("backend_config=")
     plain = attributes if configuration < 0 else attributes[:configuration]
     cycles = re.search(r'"estimated_cycles":"(\d+)"', attributes)
+    windows = re.search(r'"iteration_bounds":\[([\d",]+)\]', attributes)
     flops = re.search(r'"cost_estimate":\{[^}]*"flops":"(\d+)"', attributes)
     frame = re.search(r"\bstack_frame_id=(\d+)", plain)
     return Instruction(
@@ -167,10 +242,12 @@ def _instruction(line: str) -> Instruction:
         },
         op_name=_quoted("op_name", plain),
         frame=int(frame[1]) if frame else None,
-        cycles=int(cycles[1]) if cycles else None,
+        estimated_cycles=int(cycles[1]) if cycles else None,
+        windows=math.prod(_integers(windows[1].replace('"', ""))) if windows else 0,
         target=_quoted("custom_call_target", plain),
         flops=int(flops[1]) if flops else 0,
-        constant=arguments if opcode == "constant" else "",
+        argument=arguments if opcode in ("constant", "parameter") else "",
+        attributes=attributes,
     )
 
 
@@ -212,73 +289,3 @@ def _locations(tables: dict[str, dict[int, str]]) -> dict[int, list[str]]:
             at = parent
         found[frame] = stack
     return found
-
-
-def _charges(module: Module, computation: str, count: int, chip: Chip) -> Iterator[Charge]:
-    instructions = module.computations[computation]
-    shapes = {instruction.name: instruction.shape for instruction in instructions}
-    for instruction in instructions:
-        opcode, called = instruction.opcode, instruction.called
-        if opcode in _FREE or opcode.endswith("-done") or opcode.endswith("-update"):
-            continue
-        if opcode == "while":
-            rounds = _rounds(module, instruction)
-            yield from _charges(module, called["body"][0], count * rounds, chip)
-        elif opcode == "call":
-            yield from _charges(module, called["to_apply"][0], count, chip)
-        elif opcode == "conditional":
-            branches = [
-                list(_charges(module, name, count, chip))
-                for names in called.values()
-                for name in names
-            ]
-            yield from max(branches, key=lambda branch: sum(c.cycles for c in branch))
-        elif instruction.cycles is not None:
-            kind = _kind(module, instruction)
-            yield Charge(instruction, kind, count, count * instruction.cycles, estimated=True)
-        elif opcode in ("copy-start", "slice-start", "async-start"):
-            # Overlaps with computation.
-            yield Charge(instruction, "data movement", count, 0, estimated=True)
-        elif not (opcode == "custom-call" and instruction.target in _FREE_TARGETS):
-            size = shape_bytes(instruction.shape)
-            size += sum(shape_bytes(shapes[name]) for name in instruction.operands)
-            seconds = max(size / chip.bandwidth, instruction.flops / chip.peak("bf16"))
-            cycles = count * math.ceil(seconds * chip.clock)
-            yield Charge(instruction, _kind(module, instruction), count, cycles, estimated=False)
-
-
-def _rounds(module: Module, loop: Instruction) -> int:
-    """The trip count of a loop, whose condition compares a counter from 0 with a constant."""
-    condition = module.computations[loop.called["condition"][0]]
-    constants = [int(i.constant) for i in condition if i.opcode == "constant"]
-    if "compare" not in _opcodes(module, condition[-1]) or len(constants) != 1:
-        raise ValueError(f"cannot read how often the loop {loop.name} runs from its condition")
-    return constants[0]
-
-
-def _kind(module: Module, instruction: Instruction) -> str:
-    if OPTIMIZER_SCOPE in instruction.op_name.split("/"):
-        return "optimizer"
-    opcodes = _opcodes(module, instruction)
-    if opcodes & _MATMULS or instruction.flops:
-        return "matmul"
-    return "data movement" if opcodes <= _MOVES | _FREE else "elementwise"
-
-
-def _opcodes(module: Module, instruction: Instruction) -> set[str]:
-    if instruction.opcode != "fusion":
-        return {instruction.opcode}
-    return {
-        opcode
-        for name in instruction.called["calls"]
-        for inner in module.computations[name]
-        for opcode in _opcodes(module, inner)
-    }
-
-
-def by_kind(found: list[Charge]) -> dict[str, float]:
-    """Cycles of each of `KINDS`."""
-    totals = collections.Counter({kind: 0.0 for kind in KINDS})
-    for charge in found:
-        totals[charge.kind] += charge.cycles
-    return dict(totals)

@@ -28,7 +28,9 @@ def test_the_report_compares_with_fp_and_names_source_lines():
             "compute": "int8",
             "cycles": cycles,
             "charged_cycles": 0,
-            "cycles_by_kind": {kind: 1e6 for kind in tpu_cost.hlo.KINDS},
+            "cycles_by_kind": {kind: 1e6 for kind in tpu_cost.cost.KINDS},
+            "cycles_by_source": {"models/bert.py:7": 3e6, "models/bert.py:8": 2e6},
+            "estimated_cycles": 2 * cycles,
             "temp_bytes": 2e9,
             "argument_bytes": 1e9,
             "peak_fraction": 0.25,
@@ -37,7 +39,9 @@ def test_the_report_compares_with_fp_and_names_source_lines():
                     "cycles": 3e6,
                     "count": 12,
                     "kind": "matmul",
-                    "estimated": False,
+                    "bundles": None,
+                    "products": 3e6,
+                    "memory": 1e6,
                     "instruction": "fusion.7",
                     "shape": "bf16[8,8]",
                     "source": "models/bert.py:7",
@@ -46,12 +50,14 @@ def test_the_report_compares_with_fp_and_names_source_lines():
             ],
         }
 
-    text = tpu_cost.report([row("fp", 100e6), row("bipft_a", 85e6)])
+    text = tpu_cost.report([row("fp", 100e6), row("bipft_a", 85e6)], costliest=1)
     assert [line.split()[2:4] for line in text.splitlines()[2:4]] == [
         ["100.0", "1.00"],
         ["85.0", "0.85"],
     ]
-    assert "models/bert.py:7 dot_general (not estimated)" in text
+    assert "   3.00 models/bert.py:7\n" in text and "models/bert.py:8" not in text
+    assert "   3.00       -    3.00    1.00   12 matmul" in text
+    assert text.endswith("models/bert.py:7 dot_general")
 
 
 @pytest.mark.skipif(
@@ -62,6 +68,7 @@ def test_compiles_the_update(capsys):
     row = tpu_cost.row(workload, "bipft_a", "auto", "v5e:2x2", costliest=1000)
     assert row["compute"] == "auto"
     assert row["cycles"] == pytest.approx(sum(row["cycles_by_kind"].values()))
+    assert row["cycles"] == pytest.approx(sum(row["cycles_by_source"].values()))
     assert row["cycles_by_kind"]["optimizer"] > 0
     sources = {item["source"] for item in row["costliest"] if item["kind"] == "matmul"}
     assert any(source.startswith("quantization/binary_dot.py:") for source in sources)

@@ -26,7 +26,7 @@ class Chip:
     name: libtpu's prefix of topologies ("v5e:2x2"). devices: of JAX, a chip. chip_config: libtpu's
     `chip_config_name`, or "". chips_a_host: of a slice of several hosts.
     clock: Hz, which converts cycles to seconds. clock_range: the lowest and highest that fit what
-    is known. peaks: operations/s of a device by HLO element type; `peak` gives those of other types.
+    is known. peaks: operations/s of a device by HLO element type; `peak` has those of other types.
     bandwidth: bytes/s of a device's HBM. hbm: bytes of it that a program can use.
     axes: dimensions of the torus. link: bytes/s one way over one link of the interconnect (ICI); a
     chip has 2 x `axes` links. ring: an axis is a ring (its ends are joined) if its length is a

@@ -104,8 +104,7 @@ def compiled_for_tpu(lowered: jax.stages.Lowered) -> Program:
             if len(programs) != 1:
                 raise ValueError("this libtpu does not write down the program that it compiled")
             module = hlo.parse(programs[0].read_text(encoding="utf-8"))
-        windows = {i.name: i.windows for inside in module.computations.values() for i in inside}
-        schedules = bundles.read(directory.iterdir(), windows)
+        schedules = bundles.read(directory.iterdir())
     finally:
         _empty(directory)
     if not schedules:

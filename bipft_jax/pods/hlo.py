@@ -18,8 +18,7 @@ class Instruction:
 
     shape: in HLO syntax, with its layout. operands: names. called: computations by the attribute
     that names them. frame: number of the stack frame that wrote it, or None. estimated_cycles: the
-    compiler's heuristic from before code generation, or None. windows: rounds of the loop that
-    moves windows of the operands through VMEM, or 0. target: of a custom call. flops: declared by a
+    compiler's heuristic from before code generation, or None. target: of a custom call. flops: declared by a
     kernel, else 0. argument: number of a parameter, value of a constant. attributes: the rest of
     the line, for what is read seldom.
     """
@@ -32,7 +31,6 @@ class Instruction:
     op_name: str
     frame: int | None
     estimated_cycles: int | None
-    windows: int
     target: str
     flops: int
     argument: str
@@ -228,7 +226,6 @@ def _instruction(line: str) -> Instruction:
     configuration = attributes.find("backend_config=")
     plain = attributes if configuration < 0 else attributes[:configuration]
     cycles = re.search(r'"estimated_cycles":"(\d+)"', attributes)
-    windows = re.search(r'"iteration_bounds":\[([\d",]+)\]', attributes)
     flops = re.search(r'"cost_estimate":\{[^}]*"flops":"(\d+)"', attributes)
     frame = re.search(r"\bstack_frame_id=(\d+)", plain)
     return Instruction(
@@ -243,7 +240,6 @@ def _instruction(line: str) -> Instruction:
         op_name=_quoted("op_name", plain),
         frame=int(frame[1]) if frame else None,
         estimated_cycles=int(cycles[1]) if cycles else None,
-        windows=math.prod(_integers(windows[1].replace('"', ""))) if windows else 0,
         target=_quoted("custom_call_target", plain),
         flops=int(flops[1]) if flops else 0,
         argument=arguments if opcode in ("constant", "parameter") else "",

@@ -33,6 +33,9 @@ def hbm_bytes(module: Module, computation: str, instruction: Instruction) -> int
     opcode, written = instruction.opcode, memory_bytes(instruction.shape)
     if opcode == "copy-start":  # (result, operand, context)
         return sum(map(memory_bytes, elements(instruction.shape)[:2]))
+    if opcode == "async-start" and "gather" in instruction.name:  # on v6e's SparseCores
+        inside = module.computations[instruction.called["calls"][0]]
+        return 2 * _stored(inside[-1].shape)
     if opcode in ("fusion", "async-start"):
         inside = instruction.called["calls"][0]
         return _read(module, inside, operands) + _written(module, inside, instruction)
@@ -71,7 +74,9 @@ def _read(module: Module, computation: str, operands: list[str]) -> int:
     for inner in module.computations[computation]:
         if inner.opcode != "parameter":
             continue
-        whole = memory_bytes(operands[int(inner.argument)])
+        number = int(inner.argument)
+        # What v6e starts on its SparseCores names no operands.
+        whole = memory_bytes(operands[number] if number < len(operands) else inner.shape)
         if whole:
             uses = [_WHOLE if use is None else use for use in _uses(module, computation, inner)]
             total += min(whole, sum(uses))

@@ -3,10 +3,11 @@
 Rates are those of a *device* of JAX where the field says so (tpu7x has two devices a chip), else of
 a chip. Where a page of Google Cloud is the source, it is docs.cloud.google.com/tpu/docs/NAME.
 
-Clocks are not published except v4's. Here they are what the published bfloat16 peak needs with the
-chip's matrix units (MXU), 2 operations a cell and cycle: a peak is met by assumption. A streaming
-copy that libtpu schedules at the published memory bandwidth asks for higher clocks, up to the
-second number of `clock_range`. So ratios of cycles on one chip are better known than seconds.
+Clocks are not published except v4's (1.05 GHz). Here they are what the published bfloat16 peak
+needs with the chip's matrix units (MXU), at 2 operations a cell and cycle. The other end of
+`clock_range` is the clock at which libtpu's own schedule (0.0.52) of a product of 8192 x 8192 and
+8192 x 8192 in int8 or bfloat16, whichever is longer, takes the time of the published peak; for v4
+it gives 1.09 GHz. So ratios of cycles on one chip are better known than seconds.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 clock_range=(1.05e9, 1.05e9),
                 peaks=_peaks(bf16=275e12, s8=275e12),  # page v4: bf16 or int8
                 bandwidth=1200e9,  # page v4
-                hbm=int(30.75 * _GIB),  # published 32 GiB
+                hbm=int(30.75 * _GIB),  # libtpu; published: 32 GiB
                 axes=3,
                 link=50e9,  # arXiv 2304.01433: 50 GB/s a link and direction
                 ring=4,
@@ -112,7 +113,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 chips_a_host=4,  # of a slice of several hosts (ct5lp-hightpu-4t)
                 # Not published: 4 MXU of 128 x 128.
                 clock=1.5e9,
-                clock_range=(1.5e9, 1.86e9),
+                clock_range=(1.46e9, 1.5e9),
                 peaks=_peaks(bf16=197e12, s8=393e12),  # page v5e
                 bandwidth=819e9,  # page v5e
                 hbm=int(15.75 * _GIB),  # libtpu's out-of-memory message
@@ -130,7 +131,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 chips_a_host=4,
                 # Not published: 2 cores of 4 MXU of 128 x 128.
                 clock=1.75e9,
-                clock_range=(1.75e9, 2.49e9),
+                clock_range=(1.75e9, 1.87e9),
                 # Page v5p; int8 from jax-ml.github.io/scaling-book.
                 peaks=_peaks(bf16=459e12, s8=918e12),
                 bandwidth=2765e9,  # page v5p
@@ -150,7 +151,7 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 # Not published: 4 MXU of 256 x 256 (the page says 2 today, 4 before: the peak
                 # needs 2 x 3.5 GHz or 4 x 1.75).
                 clock=1.75e9,
-                clock_range=(1.75e9, 2.44e9),
+                clock_range=(1.75e9, 1.89e9),
                 peaks=_peaks(bf16=918e12, s8=1836e12),  # page v6e
                 bandwidth=1638e9,  # page tpu7x; page v6e: 1,600 or 1,640
                 hbm=int(31.24 * _GIB),  # libtpu
@@ -168,9 +169,9 @@ CHIPS: Mapping[str, Chip] = MappingProxyType(
                 chips_a_host=4,
                 # Not published: 4 MXU of 256 x 256 a core.
                 clock=2.2e9,
-                clock_range=(2.2e9, 2.91e9),
+                clock_range=(2.2e9, 2.46e9),
                 # Page tpu7x, a chip: bf16 2,307, fp8 4,614. No int8 rate is published, and libtpu
-                # schedules int8 no faster than bfloat16.
+                # schedules int8 more slowly than bfloat16.
                 peaks=_peaks(
                     bf16=2307e12 / 2, s8=2307e12 / 2, f8e4m3fn=4614e12 / 2, f8e5m2=4614e12 / 2
                 ),

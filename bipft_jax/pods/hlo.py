@@ -18,9 +18,9 @@ class Instruction:
 
     shape: in HLO syntax, with its layout. operands: names. called: computations by the attribute
     that names them. frame: number of the stack frame that wrote it, or None. estimated_cycles: the
-    compiler's heuristic from before code generation, or None. target: of a custom call. flops: declared by a
-    kernel, else 0. argument: number of a parameter, value of a constant. attributes: the rest of
-    the line, for what is read seldom.
+    compiler's heuristic from before code generation, or None. target: of a custom call. flops:
+    declared by a kernel, else 0. argument: number of a parameter, value of a constant. attributes:
+    the rest of the line, for what is read seldom.
     """
 
     name: str

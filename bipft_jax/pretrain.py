@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -40,15 +40,21 @@ from bipft_jax.data.corpus.corpus import Corpus, load_corpus
 from bipft_jax.data.corpus.pretraining import pretraining_batches
 from bipft_jax.models.parameters import Params
 from bipft_jax.models.recipes import bert_config, recipe_named
-from bipft_jax.objectives.objective import Examples, FromCorpus, Teacher
+from bipft_jax.objectives.objective import Batch, Examples, FromCorpus
 from bipft_jax.objectives.table import objective_named
 from bipft_jax.processes import interruption, is_first, say
 from bipft_jax.reports.results import RESULT_NAME, of_pretraining, of_seed
 from bipft_jax.training import loop, sharding
-from bipft_jax.training.evaluation import HeldOut, held_out_metrics
+from bipft_jax.training.evaluation import (
+    EVALUATION_ROWS,
+    HeldOut,
+    batch_sizes,
+    held_out_metrics,
+)
 from bipft_jax.training.flops import update_flops
 from bipft_jax.training.initial_state import first_state, restored
-from bipft_jax.training.loop import Course, Learner
+from bipft_jax.training.learner import Learner, Program
+from bipft_jax.training.loop import Course
 from bipft_jax.training.optimizer import adamw, linear_schedule
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.step import evaluation_step
@@ -111,8 +117,9 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
             if config.teacher:
                 source = load_input(config.teacher, "teacher", begun)
                 inputs["teacher"] = source.identity
-                teacher, teacher_params = place_teacher(run, source)
-                learner = dataclasses.replace(run.learner, teacher=teacher)
+                verify_tokenizer(source.tokenizer.to_dict(), run.corpus.tokenizer)
+                learner, teacher_params = taught(config, run.learner, source)
+                teacher_params = sharding.put(learner.mesh, teacher_params)
                 run = dataclasses.replace(run, learner=learner)
             state = restored(run.learner, checkpointer, run.corpus.tokenizer)
             if state is None:
@@ -142,20 +149,39 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
             "corpus_dir is empty: give --config.corpus_dir=DIR, a directory made by "
             "python -m bipft_jax.data.corpus"
         )
+    check_together(config)
+    corpus = load_corpus(config.corpus_dir)
+    mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.tensor)
+    learner = learner_of(config, corpus.tokenizer.vocab_size, mesh)
+    examples = learner.objective.from_corpus.examples(corpus, "train", config.seed, config)
+    return Run(config, corpus, examples, learner)
+
+
+def check_together(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError, before anything is loaded, for keys that do not go together."""
     if config.mlm_distillation and not config.teacher:
         raise ValueError("mlm_distillation needs a teacher: give --config.teacher=DIR")
     objective = objective_named(config.objective)
     if config.teacher and objective.from_corpus.make_teacher is None:
         raise ValueError(f"objective {objective.name} has no teacher: leave teacher empty")
+
+
+def learner_of(
+    config: ml_collections.ConfigDict, vocab_size: int, mesh: jax.sharding.Mesh
+) -> Learner:
+    """Model and optimiser on a mesh, whose devices need not be there; without a teacher.
+
+    Raises: ValueError for incompatible keys, or a model or batch that does not split.
+    """
+    objective = objective_named(config.objective)
     recipe = recipe_named(
         config.recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights
     )
     schedule = linear_schedule(config.learning_rate, config.warmup_updates, config.num_updates)
-    corpus = load_corpus(config.corpus_dir)
     model_config = bert_config(
         recipe,
         config.size,
-        corpus.tokenizer.vocab_size,
+        vocab_size,
         dropout=config.dropout,
         dtype=config.dtype,
         compute=config.compute,
@@ -164,10 +190,9 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         scan_layers=config.scan_layers,
         remat=config.remat,
     )
-    mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.tensor)
     sharding.check_model(model_config, mesh)
     sharding.check_batch_size(config.batch_size, config.accumulation, mesh)
-    learner = Learner(
+    return Learner(
         objective=objective,
         model=objective.model(model_config),
         optimizer=adamw(
@@ -180,8 +205,38 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         mesh=mesh,
         accumulation=config.accumulation,
     )
-    examples = objective.from_corpus.examples(corpus, "train", config.seed, config)
-    return Run(config, corpus, examples, learner)
+
+
+def programs(
+    config: ml_collections.ConfigDict,
+    learner: Learner,
+    length: int,
+    teacher_params: Params | None = None,
+) -> list[Program]:
+    """Every program of a run, as the run dispatches them. Needs no corpus, and no devices but those
+    that the mesh names.
+
+    Not among them: the programs of the first error of a run that diverges.
+
+    Arguments:
+      length: tokens per example.
+      teacher_params: shapes, dtypes and shardings, if the learner has a teacher.
+    """
+    how, mesh, vocabulary = (
+        learner.objective.from_corpus,
+        learner.mesh,
+        learner.model.config.vocab_size,
+    )
+    batch = sharding.abstract_batch(mesh, how.example(length, config), config.batch_size)
+    # Of all sequences (0) the number is the corpus's: it then has a batch of the largest size.
+    sequences = config.evaluation_sequences or EVALUATION_ROWS * sharding.batch_shards(mesh)
+    size = batch_sizes(sequences, mesh)[0]
+    held_out = sharding.abstract_batch(mesh, how.example(length, None), size)
+    evaluation = evaluation_program(learner, np.zeros(vocabulary, np.int64))
+    return [
+        *learner.programs(batch, teacher_params),
+        Program("evaluation", evaluation, (learner.abstract_state.params, held_out)),
+    ]
 
 
 def begin(run: Run, source: Source | None) -> TrainState:
@@ -194,17 +249,18 @@ def begin(run: Run, source: Source | None) -> TrainState:
     return first_state(run.learner, run.config.seed, batch, source, prior)
 
 
-def place_teacher(run: Run, source: Source) -> tuple[Teacher, Params]:
-    """The teacher from a checkpoint, and its parameters on the devices."""
-    config = run.config
-    verify_tokenizer(source.tokenizer.to_dict(), run.corpus.tokenizer)
+def taught(
+    config: ml_collections.ConfigDict, learner: Learner, source: Source
+) -> tuple[Learner, Params]:
+    """The learner with the teacher from a checkpoint, and the teacher's parameters on the host."""
     require_initialised_scales(source)
     teacher_config = source.config(
         dropout=config.dropout, dtype=config.dtype, compute=config.compute
     )
-    student = run.learner.model.config
-    teacher, params = run.from_corpus.make_teacher(teacher_config, source.params, student, config)
-    return teacher, sharding.put(run.learner.mesh, params)
+    teacher, params = learner.objective.from_corpus.make_teacher(
+        teacher_config, source.params, learner.model.config, config
+    )
+    return dataclasses.replace(learner, teacher=teacher), params
 
 
 def batches(run: Run, first: int, last: int) -> Iterator[dict[str, jax.Array]]:
@@ -222,6 +278,14 @@ def batches(run: Run, first: int, last: int) -> Iterator[dict[str, jax.Array]]:
         yield sharding.put_batch(mesh, batch, size)
 
 
+def evaluation_program(
+    learner: Learner, unigram_counts: np.ndarray
+) -> Callable[[Params, Batch], dict[str, jax.Array]]:
+    """(parameters, held-out batch) -> metrics. unigram_counts: as for `FromCorpus.measure`."""
+    measure = learner.objective.from_corpus.measure(unigram_counts)
+    return jax.jit(evaluation_step(learner.objective, learner.model, measure))
+
+
 def evaluation_of(run: Run) -> Any:
     """The function (parameters, update) -> held-out metrics.
 
@@ -229,7 +293,7 @@ def evaluation_of(run: Run) -> Any:
     is never saved as good.
     """
     how, learner = run.from_corpus, run.learner
-    step = jax.jit(evaluation_step(learner.objective, learner.model, how.measure(run.corpus)))
+    step = evaluation_program(learner, run.corpus.unigram_counts)
     examples = how.examples(run.corpus, "validation", _EVALUATION_SEED, None)
     held_out = HeldOut.of(examples, run.config.evaluation_sequences, learner.mesh)
 
@@ -250,7 +314,7 @@ def course_of(run: Run, workdir: str) -> Course:
     config, learner = run.config, run.learner
     size, length, last = config.batch_size, run.examples.sequence_length, config.num_updates
     model_config = learner.model.config
-    heads = run.from_corpus.head_products(model_config, run.examples)
+    heads = run.from_corpus.head_products(model_config, run.from_corpus.example(length, config))
     description = checkpoint_description(model_config, learner.objective, config.to_dict())
     return Course(
         config=config,

@@ -25,7 +25,7 @@ from bipft_jax.objectives.task_distillation import (
     bit_distillation_of_scores,
 )
 from bipft_jax.training import sharding
-from bipft_jax.training.loop import Learner
+from bipft_jax.training.learner import Learner
 from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
 from bipft_jax.training.step import prediction_step
 from bipft_jax.training.task_outputs import require_outputs

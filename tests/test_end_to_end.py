@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 
@@ -209,3 +210,25 @@ def test_a_mistyped_key_is_answered_with_the_nearest(home):
     assert "unknown config key 'learning_rat'" in done.stderr
     assert 'Did you mean "learning_rate"' in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_programs_are_those_that_a_run_compiles(home, tmp_path, caplog):
+    """By name, shapes and dtypes, on eight devices."""
+    # Single operations, on scales at calibration and on a device's part of an array when saving.
+    single = {"jit(isfinite)", "jit(_reduce_all)", "jit(slice)"}
+
+    def compiled(function):
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING"):
+            function()
+        found = re.findall(r"Compiling (\S+) with global shapes and types (.*?)\. Arg", caplog.text)
+        return {one for one in found if one[0] not in single and re.search(r"\[\d", one[1])}
+
+    config = pretraining(home, num_updates=2, warmup_updates=0, log_every=1, evaluate_every=2)
+    config.mesh.fsdp = 2
+    made = compiled(lambda: pretrain.train(config, str(tmp_path / "run")))
+    mesh = sharding.make_mesh(fsdp=2)
+    vocabulary = load_corpus(home / "corpus").tokenizer.vocab_size
+    programs = pretrain.programs(config, pretrain.learner_of(config, vocabulary, mesh), 24)
+    jax.clear_caches()
+    assert compiled(lambda: [program.lowered(mesh) for program in programs]) == made

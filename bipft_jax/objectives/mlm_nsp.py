@@ -11,7 +11,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from bipft_jax.data.corpus.pretraining import BERT_MASKING_RATE, PretrainingExamples
+from bipft_jax.data.corpus.pretraining import (
+    BERT_MASKING_RATE,
+    PretrainingExamples,
+    max_predictions,
+)
 from bipft_jax.models.attention import ATTENDED_KEYS
 from bipft_jax.models.bert import SEQUENCE_INPUTS, BertForPreTraining, PretrainingOutput
 from bipft_jax.models.parameters import Params
@@ -38,14 +42,33 @@ def log_frequencies(counts: np.ndarray) -> np.ndarray:
 def _examples(
     corpus: Corpus, split: str, seed: int, config: ml_collections.ConfigDict | None
 ) -> PretrainingExamples:
-    rate = BERT_MASKING_RATE if config is None else config.masking_rate
+    rate = _masking_rate(config)
     return PretrainingExamples.from_corpus(corpus, split, seed=seed, masking_rate=rate)
 
 
-def measure(corpus: Corpus) -> Callable[[PretrainingOutput, Batch, Counts], dict[str, jax.Array]]:
+def _masking_rate(config: ml_collections.ConfigDict | None) -> float:
+    return BERT_MASKING_RATE if config is None else config.masking_rate
+
+
+def example(
+    tokens: int, config: ml_collections.ConfigDict | None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of each array of an example of `PretrainingExamples`."""
+    predictions = max_predictions(tokens, _masking_rate(config))
+    shapes = dict.fromkeys(SEQUENCE_INPUTS, (tokens,))
+    shapes |= dict.fromkeys(("mlm_positions", "mlm_ids", "mlm_weights"), (predictions,))
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32 if name == "mlm_weights" else jnp.int32)
+        for name, shape in {**shapes, "nsp_labels": ()}.items()
+    }
+
+
+def measure(
+    unigram_counts: np.ndarray,
+) -> Callable[[PretrainingOutput, Batch, Counts], dict[str, jax.Array]]:
     """The metrics of the loss, and `unigram_loss` and `unigram_accuracy`: the baseline that always
     predicts the word frequencies of the training text, on the masked tokens."""
-    frequencies = log_frequencies(corpus.unigram_counts)
+    frequencies = log_frequencies(unigram_counts)
     commonest = int(np.argmax(frequencies))
 
     def of_batch(output: PretrainingOutput, batch: Batch, counts: Counts):
@@ -123,10 +146,11 @@ MLM_NSP = Objective(
     ),
     from_corpus=FromCorpus(
         examples=_examples,
+        example=example,
         measure=measure,
         summarise=summarise,
         prior=lambda corpus: {"mlm_bias": log_frequencies(corpus.unigram_counts)},
-        head_products=lambda config, examples: head_products(config, examples.max_predictions),
+        head_products=lambda config, one: head_products(config, one["mlm_positions"].shape[0]),
         make_teacher=_make_teacher,
     ),
 )

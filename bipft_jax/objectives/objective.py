@@ -88,23 +88,27 @@ class FromCorpus:
 
     examples: (corpus, split, seed, config) -> the examples of "train" or "validation"; config None
       gives those of the held-out evaluation, which are the same for every run.
-    measure: corpus -> the function (output, batch, counts) -> float32 scalars of a held-out batch,
-      baselines included, each a mean over one of the counts.
+    example: (tokens per example, config) -> shape and dtype of each array of one example; config
+      None as for `examples`.
+    measure: occurrences of each piece in the training text, int [vocab] -> the function (output,
+      batch, counts) -> float32 scalars of a held-out batch, baselines included, each a mean over
+      one of the counts.
     summarise: these scalars and counts of all held-out batches -> held-out metrics by name, among
       them `best_metric`, which selects the best checkpoint.
     prior: corpus -> initial values of parameters, by path, that are known from the corpus.
-    head_products: (model's config, examples) -> multiply-adds per sequence outside the encoder, for
-      `training/flops.py`.
+    head_products: (model's config, an `example`) -> multiply-adds per sequence outside the encoder,
+      for `training/flops.py`.
     make_teacher: (teacher's config, its parameters, student's config, run's config) -> (teacher,
       the parameters that it uses); raises ValueError for an unsuitable teacher. None: the objective
       has no teacher.
     """
 
     examples: Callable[[Corpus, str, int, ml_collections.ConfigDict | None], Examples]
-    measure: Callable[[Corpus], Callable[[Any, Batch, Any], Metrics]]
+    example: Callable[[int, ml_collections.ConfigDict | None], dict[str, jax.ShapeDtypeStruct]]
+    measure: Callable[[np.ndarray], Callable[[Any, Batch, Any], Metrics]]
     summarise: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
     prior: Callable[[Corpus], Params]
-    head_products: Callable[[BertConfig, Any], int]
+    head_products: Callable[[BertConfig, Mapping[str, jax.ShapeDtypeStruct]], int]
     make_teacher: Callable[..., tuple[Any, Params]] | None = None
     best_metric: str = "loss"
     higher_is_better: bool = False

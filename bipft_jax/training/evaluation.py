@@ -38,18 +38,23 @@ class HeldOut:
     def of(cls, examples: Examples, sequences: int, mesh: jax.sharding.Mesh) -> HeldOut:
         """Makes this process's rows."""
         wanted = min(sequences or len(examples), len(examples))
-        shards = sharding.batch_shards(mesh)
-        used = max(wanted // shards, 1) * shards
-        batches = []
-        for first in range(0, used, EVALUATION_ROWS * shards):
-            size = min(EVALUATION_ROWS * shards, used - first)
+        first, batches = 0, []
+        for size in batch_sizes(wanted, mesh):
             batches.append((examples.at(first + sharding.process_rows(mesh, size)), size))
+            first += size
         return cls(mesh, batches)
 
     def __iter__(self) -> Iterator[dict[str, jax.Array]]:
         """Global batches, each put on the devices when it is requested."""
         for batch, size in self.batches:
             yield sharding.put_batch(self.mesh, batch, size)
+
+
+def batch_sizes(sequences: int, mesh: jax.sharding.Mesh) -> list[int]:
+    """The sizes of the global batches of so many held-out sequences, the largest first."""
+    shards = sharding.batch_shards(mesh)
+    used, largest = max(sequences // shards, 1) * shards, EVALUATION_ROWS * shards
+    return [min(largest, used - first) for first in range(0, used, largest)]
 
 
 def held_out_metrics(

@@ -13,7 +13,7 @@ from bipft_jax.data.tokenizers import Tokenizer
 from bipft_jax.models.parameters import Params
 from bipft_jax.training import sharding
 from bipft_jax.training import state as states
-from bipft_jax.training.loop import Learner
+from bipft_jax.training.learner import Learner
 from bipft_jax.training.state import TrainState
 
 # Where a parameter's initial value comes from, in order of precedence:
@@ -55,13 +55,11 @@ def first_state(
         source = source._replace(params=sharding.put(mesh, source.params))
         params = warm_started(params, model.config, learner.objective, source)
     params = states.calibrate(model, params, *learner.objective.of(batch))
-    begin = jax.jit(lambda p: states.new_state(p, learner.optimizer), out_shardings=learner.places)
-    return begin(params)
+    return learner.begin(params)
 
 
 def random_params(learner: Learner, seed: int) -> Params:
     """Random parameters, a function of the seed alone, not of batch or mesh; scales are NaN."""
-    ids = np.zeros((sharding.batch_shards(learner.mesh), 1), np.int32)  # smallest batch that splits
-    inputs = [ids] * len(learner.objective.inputs)
+    inputs = [np.zeros(ids.shape, ids.dtype) for ids in learner.smallest_inputs]
     key = jax.random.key(seed)
     return states.initial_params(learner.model, key, *inputs, places=learner.places.params)

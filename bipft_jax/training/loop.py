@@ -17,106 +17,25 @@ Every iteration does the following, in this order, which is documented only here
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
-from flax import linen as nn
-from jax.sharding import Mesh
 
 from bipft_jax.checkpoints.manager import Checkpointer
 from bipft_jax.models.parameters import Params
-from bipft_jax.objectives.objective import Batch, Objective, Teacher
+from bipft_jax.objectives.objective import Batch
 from bipft_jax.processes import interruption
-from bipft_jax.training import sharding, weight_statistics
+from bipft_jax.training import sharding
 from bipft_jax.training import state as states
 from bipft_jax.training import step as steps
+from bipft_jax.training.learner import Learner
 from bipft_jax.training.profiling import profiling
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.telemetry import Telemetry, ThroughputMeter
-
-
-@dataclasses.dataclass(frozen=True)
-class Learner:
-    """A model with its optimiser and its jitted programs, compiled once for all courses.
-
-    schedule: the optimiser's learning rate by update. accumulation: micro-batches per update.
-    teacher: its parameters are an argument of `run`.
-    """
-
-    objective: Objective
-    model: nn.Module
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    mesh: Mesh
-    accumulation: int = 1
-    teacher: Teacher | None = None
-
-    @functools.cached_property
-    def abstract_state(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state."""
-        params = self.objective.abstract_params(self.model.config)
-        return sharding.placed(self.mesh, states.abstract_state(params, self.optimizer))
-
-    @property
-    def places(self) -> TrainState:
-        """A sharding for each array of the state."""
-        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
-
-    @functools.cached_property
-    def update(self) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-        """(state, teacher's parameters, seed, batch, dropout) -> (state, metrics); donates the
-        state."""
-        whole = sharding.replicated(self.mesh)
-        return jax.jit(
-            steps.update(self.objective, self.model, self.optimizer, **self._options),
-            in_shardings=(self.places, None, whole, sharding.batch_sharding(self.mesh)),
-            out_shardings=(self.places, whole),
-            donate_argnums=0,
-            static_argnums=4,
-        )
-
-    @functools.cached_property
-    def gradients(self) -> Callable[..., tuple[Params, dict[str, jax.Array]]]:
-        """(gradients, metrics), from the arguments of `update`; donates nothing."""
-        gradients_of = steps.gradients(self.objective, self.model, **self._options)
-        return jax.jit(gradients_of, static_argnums=4)
-
-    @functools.cached_property
-    def codes(self) -> Callable[[Params], dict[str, jax.Array]]:
-        """parameters -> the codes of their binary weights."""
-        quantizer = self.model.config.recipe.weight
-        return jax.jit(lambda params: weight_statistics.binary_codes(params, quantizer))
-
-    @functools.cached_property
-    def statistics(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
-        """(codes before, state) -> (codes now; flips, scales and `skipped_in_row`). One program,
-        because the dispatch of a small program costs more than its computation."""
-
-        def values_of(before: dict[str, jax.Array], state: TrainState):
-            now = self.codes(state.params)
-            return now, {
-                "skipped_in_row": jnp.copy(state.skipped_in_row),  # the state is donated
-                **weight_statistics.flip_ratios(before, now),
-                **weight_statistics.scales(state.params),
-            }
-
-        return jax.jit(values_of)
-
-    @functools.cached_property
-    def add(self) -> Callable[[Any, Any], Any]:
-        """The sum of two dictionaries of metrics; donates the first."""
-        return jax.jit(lambda total, new: jax.tree.map(jnp.add, total, new), donate_argnums=0)
-
-    @property
-    def _options(self) -> dict[str, Any]:
-        return {"accumulation": self.accumulation, "teacher": self.teacher}
 
 
 @dataclasses.dataclass(frozen=True)

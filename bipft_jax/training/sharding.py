@@ -189,6 +189,17 @@ def put_batch(
         return {name: array(here) for name, here in batch.items()}
 
 
+def abstract_batch(
+    mesh: Mesh, example: dict[str, jax.ShapeDtypeStruct], batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and shardings of a global batch, from those of one example."""
+    place = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *one.shape), one.dtype, sharding=place)
+        for name, one in example.items()
+    }
+
+
 def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Raises ValueError unless a batch splits evenly into micro-batches and over the mesh."""
     shards = batch_shards(mesh)

@@ -40,13 +40,14 @@ def abstract_state(params: Params, optimizer: optax.GradientTransformation) -> T
 
 
 @jax.jit
-def _finite(tree: Any) -> Any:
+def finite(tree: Any) -> Any:
+    """For each leaf, whether it has no NaN and no infinity."""
     return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
 
 def not_finite(tree: Any) -> list[str]:
     """The names of the leaves that have a NaN or an infinity."""
-    return [name for name, ok in named_leaves(jax.device_get(_finite(tree))).items() if not ok]
+    return [name for name, ok in named_leaves(jax.device_get(finite(tree))).items() if not ok]
 
 
 def require_finite(params: Params) -> None:
@@ -97,12 +98,24 @@ def calibrate(model: nn.Module, params: Params, *inputs: jax.Array) -> Params:
 
     Raises: FloatingPointError if the batch gives a scale that is NaN or infinite.
     """
-    flat = flatten_dict(params)
-    if not any(is_scale(path) for path in flat):
+    if not has_scales(params):
         return params
-    apply = jax.jit(lambda p, *x: model.apply({"params": p}, *x, mutable=["calibration"])[1])
-    scales = flatten_dict(apply(params, *inputs)["calibration"])
+    scales = flatten_dict(calibration(model)(params, *inputs))
     bad = ["/".join(path) for path, scale in scales.items() if not jnp.isfinite(scale).all()]
     if bad:
         raise FloatingPointError(f"calibration gave non-finite scales: {', '.join(bad)}")
-    return unflatten_dict({**flat, **scales})
+    return unflatten_dict({**flatten_dict(params), **scales})
+
+
+def calibration(model: nn.Module) -> Callable[..., Params]:
+    """The program of `calibrate`: (parameters, inputs) -> the scales, as parameters."""
+
+    def scales(params: Params, *inputs: jax.Array) -> Params:
+        return model.apply({"params": params}, *inputs, mutable=["calibration"])[1]["calibration"]
+
+    return jax.jit(scales)
+
+
+def has_scales(params: Params) -> bool:
+    """Whether the model has learned scales."""
+    return any(is_scale(path) for path in flatten_dict(params))

@@ -179,6 +179,6 @@ def test_a_missing_split_or_task_lists_what_is_there(data):
     with pytest.raises(ValueError, match="no split validation_matched; it has train, validation"):
         read(data, "sst2", "dev_matched")
     (data / "CoLA").mkdir()
-    expected = "no directory MNLI and no TFDS dataset glue/mnli/VERSION, .* the tasks CoLA, glue/sst2"
+    expected = "no directory MNLI and no TFDS dataset glue/mnli/VERSION, .* tasks CoLA, glue/sst2"
     with pytest.raises(ValueError, match=re.compile(expected + "$")):
         read(data, "mnli")

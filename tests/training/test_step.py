@@ -27,7 +27,7 @@ from bipft_jax.objectives.losses import (
 from bipft_jax.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.objectives.task_distillation import TaskTeacher, bit_distillation
 from bipft_jax.training import sharding
-from bipft_jax.training.loop import Learner
+from bipft_jax.training.learner import Learner
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import calibrate, initial_params, new_state
 from bipft_jax.training.step import accumulated_gradients, update

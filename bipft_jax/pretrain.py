@@ -281,7 +281,7 @@ def batches(run: Run, first: int, last: int) -> Iterator[dict[str, jax.Array]]:
 def evaluation_program(
     learner: Learner, unigram_counts: np.ndarray
 ) -> Callable[[Params, Batch], dict[str, jax.Array]]:
-    """(parameters, held-out batch) -> metrics. unigram_counts: as for `FromCorpus.measure`."""
+    """(parameters, held-out batch) -> metrics. unigram_counts: of `FromCorpus`."""
     measure = learner.objective.from_corpus.measure(unigram_counts)
     return jax.jit(evaluation_step(learner.objective, learner.model, measure))
 
@@ -293,12 +293,12 @@ def evaluation_of(run: Run) -> Any:
     is never saved as good.
     """
     how, learner = run.from_corpus, run.learner
-    step = evaluation_program(learner, run.corpus.unigram_counts)
+    step = evaluation_program(learner, how.unigram_counts(run.corpus))
     examples = how.examples(run.corpus, "validation", _EVALUATION_SEED, None)
     held_out = HeldOut.of(examples, run.config.evaluation_sequences, learner.mesh)
 
     def evaluate(params: Params, update: int) -> dict[str, float]:
-        metrics = held_out_metrics(how, step, params, held_out)
+        metrics = held_out_metrics(how, run.corpus, step, params, held_out)
         value = metrics[how.best_metric]
         if not np.isfinite(value):
             raise FloatingPointError(

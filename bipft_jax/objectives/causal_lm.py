@@ -15,6 +15,7 @@ import optax
 from bipft_jax.data.corpus.causal import CausalExamples
 from bipft_jax.models.decoder import CAUSAL_INPUTS, Decoder, DecoderOutput
 from bipft_jax.models.decoder_recipes import DecoderConfig
+from bipft_jax.objectives.frequencies import log_frequencies
 from bipft_jax.objectives.losses import Batch
 from bipft_jax.objectives.objective import FromCorpus, Objective, Panel, Shown, weighted_mean
 
@@ -44,11 +45,11 @@ def causal_loss(output: DecoderOutput, batch: Batch, counts: CausalCounts):
     Returns: (loss in nats a token, {"accuracy"}); both add up over micro-batches.
     """
     logits, targets = output.logits, batch["target_ids"]
-    each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    weights = batch["target_weights"].astype(each.dtype) / counts.tokens.astype(each.dtype)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    weights = batch["target_weights"].astype(losses.dtype) / counts.tokens.astype(losses.dtype)
     right = jnp.argmax(logits, -1).astype(targets.dtype) == targets
     accuracy = jnp.sum(jnp.where(right, weights, jnp.zeros_like(weights)))
-    return jnp.sum(each * weights), {"accuracy": accuracy}
+    return jnp.sum(losses * weights), {"accuracy": accuracy}
 
 
 def _examples(
@@ -57,28 +58,42 @@ def _examples(
     return CausalExamples.from_corpus(corpus, split, seed=seed)
 
 
-def measure(corpus: Corpus) -> Callable[[DecoderOutput, Batch, CausalCounts], dict[str, Any]]:
-    """Loss and accuracy; `unigram_loss`, the loss of always predicting the frequencies of the
-    training text; and `bytes_per_token`, if the corpus knows the bytes of its held-out text."""
-    counts = corpus.unigram_counts.copy()
-    counts[corpus.tokenizer.sep_id] += corpus.splits["train"].documents  # each has an end
-    frequencies = np.log((counts + 1.0) / (counts.sum() + counts.size)).astype(np.float32)
-    held_out = corpus.splits["validation"]
-    constants = {}
-    if not held_out.skipped_documents:  # the bytes of skipped ones were counted too
-        per_token = held_out.raw_bytes / (held_out.tokens + held_out.documents)
-        constants["bytes_per_token"] = jnp.float32(per_token)
+def example(
+    tokens: int, config: ml_collections.ConfigDict | None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of each array of an example of `CausalExamples`."""
+    of_type = {"target_weights": jnp.float32}
+    return {
+        name: jax.ShapeDtypeStruct((tokens,), of_type.get(name, jnp.int32))
+        for name in (*CAUSAL_INPUTS, "target_ids", "target_weights")
+    }
 
-    def of_batch(output: DecoderOutput, batch: Batch, counts: CausalCounts) -> dict[str, Any]:
+
+def unigram_counts(corpus: Corpus) -> np.ndarray:
+    """Occurrences of each piece in the training text, with the [SEP] at the end of each
+    document."""
+    counts = corpus.unigram_counts.copy()
+    counts[corpus.tokenizer.sep_id] += corpus.splits["train"].documents
+    return counts
+
+
+def measure(
+    counts: np.ndarray,
+) -> Callable[[DecoderOutput, Batch, CausalCounts], dict[str, jax.Array]]:
+    """Loss and accuracy, and `unigram_loss`, the loss of always predicting the frequencies of the
+    training text. counts: of `unigram_counts`."""
+    frequencies = log_frequencies(counts)
+
+    def of_batch(output: DecoderOutput, batch: Batch, counts: CausalCounts) -> dict[str, jax.Array]:
         loss, metrics = causal_loss(output, batch, counts)
         of_targets = jnp.asarray(frequencies)[batch["target_ids"]]
         unigram_loss = -jnp.sum(of_targets * batch["target_weights"]) / counts.tokens
-        return {"loss": loss, **metrics, "unigram_loss": unigram_loss, **constants}
+        return {"loss": loss, **metrics, "unigram_loss": unigram_loss}
 
     return of_batch
 
 
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def summarise(results: Sequence[Mapping[str, Any]], corpus: Corpus) -> dict[str, float]:
     """Loss (nats a token), accuracy, `bits_per_token`, and the same for the word frequencies
     (`unigram_`); if the corpus knows its bytes, `bits_per_byte`, which compares models of different
     tokenizers."""
@@ -86,18 +101,20 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     def of_tokens(name: str) -> float:
         return weighted_mean(results, name, "tokens")
 
-    found = {"loss": of_tokens("loss"), "accuracy": of_tokens("accuracy")}
+    metrics = {"loss": of_tokens("loss"), "accuracy": of_tokens("accuracy")}
+    held_out = corpus.splits["validation"]
     for prefix in ("", "unigram_"):
         bits = of_tokens(f"{prefix}loss") / math.log(2)
-        found[f"{prefix}bits_per_token"] = bits
-        if "bytes_per_token" in results[0]:
-            found[f"{prefix}bits_per_byte"] = bits / of_tokens("bytes_per_token")
-    return found
+        metrics[f"{prefix}bits_per_token"] = bits
+        if not held_out.skipped_documents:  # the bytes of skipped ones were counted too
+            tokens = held_out.tokens + held_out.documents
+            metrics[f"{prefix}bits_per_byte"] = bits * tokens / held_out.raw_bytes
+    return metrics
 
 
-def head_products(config: DecoderConfig, examples: CausalExamples) -> int:
-    """Multiply-adds of the head per sequence."""
-    return examples.sequence_length * config.hidden * config.vocab_size
+def head_products(config: DecoderConfig, one: Mapping[str, jax.ShapeDtypeStruct]) -> int:
+    """Multiply-adds of the head per sequence. one: of `example`."""
+    return one["input_ids"].shape[0] * config.hidden * config.vocab_size
 
 
 CAUSAL_LM = Objective(
@@ -118,6 +135,8 @@ CAUSAL_LM = Objective(
     ),
     from_corpus=FromCorpus(
         examples=_examples,
+        example=example,
+        unigram_counts=unigram_counts,
         measure=measure,
         summarise=summarise,
         prior=lambda corpus: {},

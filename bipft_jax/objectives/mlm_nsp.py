@@ -21,22 +21,13 @@ from bipft_jax.models.bert import SEQUENCE_INPUTS, BertForPreTraining, Pretraini
 from bipft_jax.models.parameters import Params
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.objectives.distillation import Teacher, make_teacher
+from bipft_jax.objectives.frequencies import log_frequencies
 from bipft_jax.objectives.losses import Batch, Counts, counts_of, pretraining_loss
 from bipft_jax.objectives.objective import FromCorpus, Objective, Panel, Shown, weighted_mean
 from bipft_jax.processes import say
 
 if TYPE_CHECKING:
     from bipft_jax.data.corpus.corpus import Corpus
-
-
-def log_frequencies(counts: np.ndarray) -> np.ndarray:
-    """Log-probability of every piece from its count, with add-one smoothing: float32 [vocab].
-
-    As initial MLM bias it saves the tied embedding from learning word frequencies. With Adam a bias
-    moves by at most the learning rate per update, so from zero it would take thousands of updates
-    to spread as far as the log frequencies.
-    """
-    return np.log((counts + 1.0) / (counts.sum() + counts.size)).astype(np.float32)
 
 
 def _examples(
@@ -83,7 +74,7 @@ def measure(
     return of_batch
 
 
-def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def summarise(results: Sequence[Mapping[str, Any]], corpus: Corpus) -> dict[str, float]:
     """Losses (nats), MLM accuracy and perplexity over all masked tokens, NSP accuracy over all
     sequences, the metrics of `attended_keys`, and accuracy and perplexity of the word-frequency
     baseline (`unigram_`)."""
@@ -147,6 +138,7 @@ MLM_NSP = Objective(
     from_corpus=FromCorpus(
         examples=_examples,
         example=example,
+        unigram_counts=lambda corpus: corpus.unigram_counts,
         measure=measure,
         summarise=summarise,
         prior=lambda corpus: {"mlm_bias": log_frequencies(corpus.unigram_counts)},

@@ -90,11 +90,11 @@ class FromCorpus:
       gives those of the held-out evaluation, which are the same for every run.
     example: (tokens per example, config) -> shape and dtype of each array of one example; config
       None as for `examples`.
-    measure: occurrences of each piece in the training text, int [vocab] -> the function (output,
-      batch, counts) -> float32 scalars of a held-out batch, baselines included, each a mean over
-      one of the counts.
-    summarise: these scalars and counts of all held-out batches -> held-out metrics by name, among
-      them `best_metric`, which selects the best checkpoint.
+    unigram_counts: corpus -> occurrences of each piece in the training text, int64 [vocab].
+    measure: `unigram_counts` -> the function (output, batch, counts) -> float32 scalars of a
+      held-out batch, baselines included, each a mean over one of the counts.
+    summarise: (these scalars and counts of all held-out batches, corpus) -> held-out metrics by
+      name, among them `best_metric`, which selects the best checkpoint.
     prior: corpus -> initial values of parameters, by path, that are known from the corpus.
     head_products: (model's config, an `example`) -> multiply-adds per sequence outside the encoder,
       for `training/flops.py`.
@@ -105,8 +105,9 @@ class FromCorpus:
 
     examples: Callable[[Corpus, str, int, ml_collections.ConfigDict | None], Examples]
     example: Callable[[int, ml_collections.ConfigDict | None], dict[str, jax.ShapeDtypeStruct]]
+    unigram_counts: Callable[[Corpus], np.ndarray]
     measure: Callable[[np.ndarray], Callable[[Any, Batch, Any], Metrics]]
-    summarise: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
+    summarise: Callable[[Sequence[Mapping[str, Any]], Corpus], dict[str, float]]
     prior: Callable[[Corpus], Params]
     head_products: Callable[[BertConfig, Mapping[str, jax.ShapeDtypeStruct]], int]
     make_teacher: Callable[..., tuple[Any, Params]] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -15,6 +16,9 @@ from bipft_jax.data.glue.tasks import GlueTask
 from bipft_jax.models.parameters import Params
 from bipft_jax.objectives.objective import Examples, FromCorpus
 from bipft_jax.training import sharding
+
+if TYPE_CHECKING:
+    from bipft_jax.data.corpus.corpus import Corpus
 
 EVALUATION_ROWS = 32  # most held-out sequences that a shard evaluates at a time
 
@@ -59,6 +63,7 @@ def batch_sizes(sequences: int, mesh: jax.sharding.Mesh) -> list[int]:
 
 def held_out_metrics(
     objective: FromCorpus,
+    corpus: Corpus,
     step: Callable[[Params, dict[str, jax.Array]], dict[str, jax.Array]],
     params: Params,
     batches: Iterable[dict[str, jax.Array]],
@@ -73,7 +78,7 @@ def held_out_metrics(
     for batch in batches:
         results.append(step(params, batch))
         jax.block_until_ready(results[-2:-1])
-    return objective.summarise(jax.device_get(results))
+    return objective.summarise(jax.device_get(results), corpus)
 
 
 def outputs(

@@ -1,4 +1,4 @@
-"""AdamW and BertAdam, with linear warm-up and linear decay, counted in updates."""
+"""AdamW and BertAdam, with linear warm-up and decay in one or two stages, counted in updates."""
 
 from __future__ import annotations
 
@@ -36,6 +36,33 @@ def linear_schedule(
     return schedule
 
 
+def two_stage_schedule(
+    learning_rate: float, second_learning_rate: float, warmup_updates: float, num_updates: int
+) -> optax.Schedule:
+    """The linear schedule, with another peak from half of the updates on (Ma et al. 2024; BitNet
+    SPEC 6): both stages lie on straight lines to 0 at `num_updates`.
+
+    Raises: ValueError if the warm-up is not shorter than the run.
+    """
+    shape = linear_schedule(1.0, warmup_updates, num_updates)
+    peak = _switched(learning_rate, second_learning_rate, num_updates)
+    return lambda t: peak(t) * shape(t)
+
+
+def first_stage_decay(weight_decay: float, num_updates: int) -> optax.Schedule:
+    """Weight decay that ends with the first stage: it pulls latent weights to the thresholds of
+    their codes, and so makes the codes flip."""
+    return _switched(weight_decay, 0.0, num_updates)
+
+
+def _switched(first: float, second: float, num_updates: int) -> optax.Schedule:
+    def schedule(t):
+        of_first = jnp.asarray(t) < num_updates // 2
+        return jnp.where(of_first, jnp.float32(first), jnp.float32(second))
+
+    return schedule
+
+
 _MATRICES = ("kernel", "embedding")
 _VECTORS = ("bias", "mlm_bias", "input_shift", "scale")  # and learned scales of quantizers
 
@@ -62,14 +89,14 @@ def _decayed(params: Any) -> Any:
 def adamw(
     schedule: optax.Schedule | float,
     *,
-    weight_decay: float,
+    weight_decay: optax.Schedule | float,
     clip_norm: float,
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
 ) -> optax.GradientTransformation:
     """AdamW (decoupled decay on matrices only) after clipping by global norm; clip_norm 0 disables
-    clipping, as in the reference."""
+    clipping, as in the reference. The decay is multiplied by the update's learning rate."""
     update = optax.adamw(schedule, b1, b2, eps, weight_decay=weight_decay, mask=_decayed)
     if clip_norm:
         update = optax.chain(optax.clip_by_global_norm(clip_norm), update)

@@ -19,6 +19,13 @@ from bipft_jax.training.weight_statistics import attended_keys
 
 OPTIMIZER_SCOPE = "optimizer"
 
+# Optimiser states that count updates for a schedule, of rates and of weight decay. (optax does not
+# export the second.)
+_SCHEDULES = (
+    optax.ScaleByScheduleState,
+    type(optax.add_decayed_weights(lambda count: 0.0).init(None)),
+)
+
 
 def micro_batches(batch: Batch, accumulation: int) -> Batch:
     """[B, ...] -> [accumulation, B / accumulation, ...]. A micro-batch gets every accumulation-th
@@ -85,7 +92,7 @@ def next_state(
     finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
 
     def is_schedule(node):
-        return isinstance(node, optax.ScaleByScheduleState)
+        return isinstance(node, _SCHEDULES)
 
     def if_finite(new, old):
         return jax.tree.map(

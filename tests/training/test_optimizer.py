@@ -6,7 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from bipft_jax.training.optimizer import adamw, bert_adam, linear_schedule
+from bipft_jax.training.optimizer import (
+    adamw,
+    bert_adam,
+    first_stage_decay,
+    linear_schedule,
+    two_stage_schedule,
+)
+from bipft_jax.training.state import new_state
+from bipft_jax.training.step import next_state
 
 
 @pytest.mark.parametrize(("clip_norm", "factor"), [(0.0, 1.0), (2.0, 0.2), (20.0, 1.0)])
@@ -41,6 +49,35 @@ def test_weight_decay_spares_biases_norms_and_scales():
     assert decayed == {"['a']['kernel']", "['words']['embedding']"}
     with pytest.raises(ValueError, match="gate/weight is in no list .* whether weight decay acts"):
         optimizer.init({"gate": {"weight": jnp.ones((2, 2))}})
+
+
+def test_the_second_stage_has_its_own_peak_and_no_weight_decay():
+    schedule = two_stage_schedule(3.0, 2.0, warmup_updates=2, num_updates=8)
+    rates = [float(schedule(t)) for t in (0, 1, 2, 3, 4, 6, 8)]
+    np.testing.assert_allclose(rates, [0, 1.5, 3, 2.5, 4 / 3, 2 / 3, 0], rtol=1e-6)
+    decay = first_stage_decay(0.5, num_updates=3)
+    assert [float(decay(t)) for t in range(3)] == [0.5, 0, 0]
+    optimizer = adamw(0.1, weight_decay=decay, clip_norm=0.0)
+    params, zero = {"kernel": jnp.ones((1, 1))}, {"kernel": jnp.zeros((1, 1))}
+    state = optimizer.init(params)
+    for expected in (-0.05, 0.0):
+        updates, state = optimizer.update(zero, state, params)
+        np.testing.assert_allclose(updates["kernel"], expected, rtol=1e-6)
+
+
+def test_a_skipped_update_counts_for_rate_and_decay():
+    optimizer = adamw(
+        linear_schedule(1.0, 0, 4), weight_decay=first_stage_decay(1.0, 4), clip_norm=0.0
+    )
+    params = {"kernel": jnp.ones((1, 1))}
+    bad = {"kernel": jnp.full((1, 1), jnp.nan)}, {"loss": jnp.ones(())}
+    state = new_state(params, optimizer)
+    for _ in range(2):
+        state, metrics = next_state(optimizer, state, *bad)
+        assert metrics["skipped"]
+    zero = {"kernel": jnp.zeros((1, 1))}, {"loss": jnp.ones(())}
+    state, _ = next_state(optimizer, state, *zero)  # the third update is in the second stage
+    assert state.params["kernel"] == 1
 
 
 def bert_adam_in_float64(w, gradients, rates, decay):

@@ -160,6 +160,18 @@ class DecoderConfig:
         """Channels of a head."""
         return self.hidden // self.heads
 
+    @property
+    def split_sizes(self) -> tuple[tuple[str, str, int], ...]:
+        """What a device mesh splits: (mesh axis, field, size). A group is never split: its
+        statistics would cross the network."""
+        sizes = (
+            ("fsdp", "hidden", self.hidden),
+            ("tensor", "kv_heads", self.kv_heads),
+            ("tensor", "intermediate", self.intermediate),
+        )
+        groups = self.recipe.groups
+        return (*sizes, ("tensor", "groups", groups)) if groups > 1 else sizes
+
 
 def decoder_recipe_named(
     name: str, gate: str = "", norm: str = "", groups: int = 1

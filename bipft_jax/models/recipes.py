@@ -183,6 +183,15 @@ class BertConfig:
                 f"for softmax of 1-bit operands ({able})"
             )
 
+    @property
+    def split_sizes(self) -> tuple[tuple[str, str, int], ...]:
+        """What a device mesh splits: (mesh axis, field, size)."""
+        return (
+            ("fsdp", "hidden", self.hidden),
+            ("tensor", "heads", self.heads),
+            ("tensor", "intermediate", self.intermediate),
+        )
+
 
 def recipe_named(
     name: str,

@@ -27,6 +27,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bipft_jax.models.axes import BATCH, HEADS, HIDDEN, INTERMEDIATE, VOCABULARY, weight_axes
+from bipft_jax.models.decoder_recipes import DecoderConfig
 from bipft_jax.models.parameters import is_stacked, path_name
 from bipft_jax.models.recipes import BertConfig
 
@@ -210,12 +211,8 @@ def check_batch_size(batch_size: int, accumulation: int, mesh: Mesh) -> None:
         )
 
 
-def check_model(config: BertConfig, mesh: Mesh) -> None:
+def check_model(config: BertConfig | DecoderConfig, mesh: Mesh) -> None:
     """Raises ValueError unless the model's axes split evenly over the mesh."""
-    for axis, name, size in (
-        ("fsdp", "hidden", config.hidden),
-        ("tensor", "heads", config.heads),
-        ("tensor", "intermediate", config.intermediate),
-    ):
+    for axis, name, size in config.split_sizes:
         if size % mesh.shape[axis]:
             raise ValueError(f"{axis} {mesh.shape[axis]} does not divide the model's {name} {size}")

@@ -63,8 +63,8 @@ def causal_attention(
         "bskrd,btkd->bkrst", q_BxSxkxrxd, k_BxTxkxd, preferred_element_type=wide
     )
     scores_BxkxrxSxT = scores_BxkxrxSxT / jnp.asarray(width**0.5, wide)
-    order = jnp.arange(length)
-    seen_BxSxT = (segments[:, :, None] == segments[:, None]) & (order[:, None] >= order)[None]
+    causal_SxT = jnp.tril(jnp.ones((length, length), bool))
+    seen_BxSxT = (segments[:, :, None] == segments[:, None]) & causal_SxT[None]
     lowest = jnp.asarray(jnp.finfo(wide).min, wide)
     probs_BxkxrxSxT = nn.softmax(jnp.where(seen_BxSxT[:, None, None], scores_BxkxrxSxT, lowest))
     context_BxSxkxrxd = jnp.einsum(

@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from bipft_jax.benchmarks import hlo_cost
 from bipft_jax.benchmarks.collectives import KINDS
 from bipft_jax.models.decoder import Decoder, DecoderLayer
 from bipft_jax.models.decoder_recipes import (
@@ -19,6 +18,7 @@ from bipft_jax.models.decoder_recipes import (
     decoder_recipe_named,
 )
 from bipft_jax.objectives.causal_lm import CAUSAL_LM
+from bipft_jax.pods import hlo
 from bipft_jax.training import sharding
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import initial_params, new_state
@@ -136,7 +136,7 @@ def test_with_a_group_per_device_no_statistic_crosses_the_network(recipe):
         forward = jax.jit(lambda p, *inputs: layer.apply({"params": p}, *inputs)[0])
         with sharding.on(mesh):
             lowered = forward.lower(sharding.placed(mesh, params), x, segments)
-        module = hlo_cost.parse(lowered.compile().as_text())
+        module = hlo.parse(lowered.compile().as_text())
         return [
             instruction.shape.partition("{")[0]
             for instructions in module.computations.values()

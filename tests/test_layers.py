@@ -15,9 +15,9 @@ LAYERS = (
     ("objectives",),
     ("checkpoints",),
     ("training",),
-    ("config_keys", "reports", "stages", "pods"),
+    ("config_keys", "reports", "stages"),
     ("pretrain", "finetune", "predict", "fill_mask", "plot", "comparison", "interop", "cost"),
-    ("finetune_all", "sweeps", "benchmarks"),
+    ("finetune_all", "sweeps", "pods", "benchmarks"),
 )
 LONGEST_FILE = 500  # lines
 

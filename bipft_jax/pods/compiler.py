@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -88,18 +89,32 @@ def _schedules() -> Path:
     return Path(directory)
 
 
+class CompilationError(ValueError):
+    """libtpu refuses a program. memory: its largest buffers if it does not fit, else ""."""
+
+    def __init__(self, message: str, memory: str):
+        super().__init__(message)
+        self.memory = memory
+
+
 def compiled_for_tpu(lowered: jax.stages.Lowered) -> Program:
     """Compiles for the devices that `tpu` returned, and reads what libtpu dumps: jax's own
     `as_text` cannot read every v6e program.
 
-    Raises: ValueError if libtpu dumps no program or no schedule.
+    Raises: CompilationError if libtpu refuses the program; ValueError if it dumps no program or no
+      schedule.
     """
     directory = _schedules()
     _empty(directory)  # of a compilation that failed
     try:
         with tempfile.TemporaryDirectory() as name:
             written = {"xla_dump_to": name, "xla_dump_hlo_as_text": True}
-            compiled = lowered.compile(compiler_options=written)
+            try:
+                compiled = lowered.compile(compiler_options=written)
+            except jax.errors.JaxRuntimeError as error:
+                message = re.split("\n\n|See https://", str(error))[0].strip().rstrip(".")
+                memory = _largest_buffers(Path(name)) if "Oom" in message else ""
+                raise CompilationError(message, memory) from error
             programs = list(Path(name).glob("*.after_codegen.txt"))
             if len(programs) != 1:
                 raise ValueError("this libtpu does not write down the program that it compiled")
@@ -113,6 +128,16 @@ def compiled_for_tpu(lowered: jax.stages.Lowered) -> Program:
             "else loaded it before bipft_jax.pods.compiler.tpu was called"
         )
     return Program(compiled, module, schedules)
+
+
+def _largest_buffers(directory: Path) -> str:
+    """Size and shapes of the three largest of a program, from the dump of its memory."""
+    for path in directory.glob("*-memory-usage-report.txt"):
+        # cumulative_size; size; offset; used_by_n_values; shapes_list
+        rows = [line.split(";") for line in path.read_text(encoding="utf-8").splitlines()]
+        buffers = [(row[1].strip(), row[4].strip()) for row in rows if len(row) == 5][1:4]
+        return ", ".join(f"{size} {shapes[:80]}" for size, shapes in buffers)
+    return "unknown"
 
 
 def _empty(directory: Path) -> None:

@@ -290,12 +290,12 @@ def course_of(run: Run, stage: Stage, directory: Path, seed: int) -> Course:
         directory=directory,
         label=stage.label,
         held_out="dev",
-        last=run.total,
+        num_updates=run.total,
         seed=seed,
         batches=functools.partial(batches, run, seed),
         rates={"sequences_per_second": size},
-        described={"config": description, "tokenizer": run.source.tokenizer.to_dict()},
-        evaluated=evaluated.__contains__,
+        checkpoint_items={"config": description, "tokenizer": run.source.tokenizer.to_dict()},
+        evaluates_at=evaluated.__contains__,
         evaluate=lambda params, update: task_scores(
             stage.predict, params, data.task, data.dev, size, run.mesh
         ),
@@ -305,7 +305,7 @@ def course_of(run: Run, stage: Stage, directory: Path, seed: int) -> Course:
                 and evaluated_in_epoch(update, evaluated, examples, size)
             )
         ),
-        examples=lambda update: f"epoch {update * size // examples + 1} of seed {seed}",
+        describe_batch=lambda update: f"epoch {update * size // examples + 1} of seed {seed}",
         after_divergence="Try a lower learning_rate",
     )
 

@@ -105,12 +105,12 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
         run = make_run(config)
         inputs, begun = {"corpus_dir": run.corpus.identity}, recorded_inputs(workdir)
         check_inputs(workdir, inputs)
-        how = run.from_corpus
+        from_corpus = run.from_corpus
         checkpointer = Checkpointer(
             workdir,
             keep_every=config.keep_every,
-            best_metric=how.best_metric,
-            best_mode="max" if how.higher_is_better else "min",
+            best_metric=from_corpus.best_metric,
+            best_mode="max" if from_corpus.higher_is_better else "min",
         )
         with interruption(), checkpointer, sharding.on(run.learner.mesh):
             teacher_params = None
@@ -133,7 +133,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
             state = loop.run(run.learner, course, checkpointer, state, teacher_params)
             if is_first():
                 seed = of_seed(config.seed, config.num_updates, checkpointer)
-                result = of_pretraining(config, how, seed)
+                result = of_pretraining(config, from_corpus, seed)
                 write_json(os.path.join(workdir, RESULT_NAME), result)
             say(f"pretrained {config.num_updates} updates: {workdir}")
             return state
@@ -222,16 +222,16 @@ def programs(
       length: tokens per example.
       teacher_params: shapes, dtypes and shardings, if the learner has a teacher.
     """
-    how, mesh, vocabulary = (
+    from_corpus, mesh, vocabulary = (
         learner.objective.from_corpus,
         learner.mesh,
         learner.model.config.vocab_size,
     )
-    batch = sharding.abstract_batch(mesh, how.example(length, config), config.batch_size)
+    batch = sharding.abstract_batch(mesh, from_corpus.example(length, config), config.batch_size)
     # Of all sequences (0) the number is the corpus's: it then has a batch of the largest size.
     sequences = config.evaluation_sequences or EVALUATION_ROWS * sharding.batch_shards(mesh)
     size = batch_sizes(sequences, mesh)[0]
-    held_out = sharding.abstract_batch(mesh, how.example(length, None), size)
+    held_out = sharding.abstract_batch(mesh, from_corpus.example(length, None), size)
     evaluation = evaluation_program(learner, np.zeros(vocabulary, np.int64))
     return [
         *learner.programs(batch, teacher_params),
@@ -292,17 +292,18 @@ def evaluation_of(run: Run) -> Any:
     The function raises FloatingPointError if `best_metric` is not finite, so that a state with NaN
     is never saved as good.
     """
-    how, learner = run.from_corpus, run.learner
-    step = evaluation_program(learner, how.unigram_counts(run.corpus))
-    examples = how.examples(run.corpus, "validation", _EVALUATION_SEED, None)
+    from_corpus, learner = run.from_corpus, run.learner
+    step = evaluation_program(learner, from_corpus.unigram_counts(run.corpus))
+    examples = from_corpus.examples(run.corpus, "validation", _EVALUATION_SEED, None)
     held_out = HeldOut.of(examples, run.config.evaluation_sequences, learner.mesh)
 
     def evaluate(params: Params, update: int) -> dict[str, float]:
-        metrics = held_out_metrics(how, run.corpus, step, params, held_out)
-        value = metrics[how.best_metric]
+        metrics = held_out_metrics(from_corpus, run.corpus, step, params, held_out)
+        value = metrics[from_corpus.best_metric]
         if not np.isfinite(value):
             raise FloatingPointError(
-                f"the held-out {how.best_metric} is {value} at update {update}. {_AFTER_DIVERGENCE}"
+                f"the held-out {from_corpus.best_metric} is {value} at update {update}. "
+                f"{_AFTER_DIVERGENCE}"
             )
         return metrics
 
@@ -321,7 +322,7 @@ def course_of(run: Run, workdir: str) -> Course:
         directory=workdir,
         label="pretrain",
         held_out="validation",
-        last=last,
+        num_updates=last,
         seed=config.seed,
         batches=functools.partial(batches, run),
         rates={
@@ -329,10 +330,10 @@ def course_of(run: Run, workdir: str) -> Course:
             "tokens_per_second": size * length,
             "model_flops_per_second": update_flops(model_config, size, length, heads),
         },
-        described={"config": description, "tokenizer": run.corpus.tokenizer.to_dict()},
-        evaluated=lambda step: step % config.evaluate_every == 0 or step == last,
+        checkpoint_items={"config": description, "tokenizer": run.corpus.tokenizer.to_dict()},
+        evaluates_at=lambda step: step % config.evaluate_every == 0 or step == last,
         evaluate=evaluation_of(run),
-        examples=lambda update: (
+        describe_batch=lambda update: (
             f"examples {update * size} to {(update + 1) * size - 1} of the data"
         ),
         after_divergence=_AFTER_DIVERGENCE,

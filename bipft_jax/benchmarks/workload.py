@@ -100,7 +100,7 @@ class Workload:
 
     def state(self, config: BertConfig) -> TrainState:
         """A calibrated state with random weights."""
-        model, inputs = MLM_NSP.model(config), MLM_NSP.of(self.arrays())
+        model, inputs = MLM_NSP.model(config), MLM_NSP.model_inputs(self.arrays())
         params = initial_params(model, jax.random.key(0), *inputs)
         return new_state(calibrate(model, params, *inputs), _optimizer())
 

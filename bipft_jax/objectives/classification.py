@@ -14,7 +14,7 @@ CLASSIFICATION = Objective(
     inputs=SEQUENCE_INPUTS,
     counts=classification_counts,
     loss=lambda output, batch, counts: (classification_loss(output.logits, batch, counts), {}),
-    always_splits=False,  # keeps the dropout masks of existing runs, which may resume
+    always_splits_key=False,  # keeps the dropout masks of existing runs, which may resume
 )
 
 

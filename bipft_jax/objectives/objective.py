@@ -128,7 +128,7 @@ class Objective:
       if counts are those of the whole update.
     outputs: width of a task's head, 1 for regression; 0 for a head of fixed width.
     shown, panels: how the progress line and plots show the metrics.
-    always_splits: whether the dropout key is split for a teacher even without a teacher.
+    always_splits_key: whether the dropout key is split for a teacher even without a teacher.
     from_corpus: None for an objective that learns from a task's files.
     """
 
@@ -140,7 +140,7 @@ class Objective:
     outputs: int = 0
     shown: tuple[Shown, ...] = ()
     panels: tuple[Panel, ...] = ()
-    always_splits: bool = True
+    always_splits_key: bool = True
     from_corpus: FromCorpus | None = None
 
     def model(self, config: BertConfig) -> nn.Module:
@@ -152,13 +152,13 @@ class Objective:
         ids = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * len(self.inputs)
         return jax.eval_shape(self.model(config).init, jax.random.key(0), *ids)["params"]
 
-    def of(self, batch: Mapping[str, Any]) -> list[Any]:
+    def model_inputs(self, batch: Mapping[str, Any]) -> list[Any]:
         """The model's inputs from a batch, in order."""
         return [batch[name] for name in self.inputs]
 
     def dropout_keys(self, key: jax.Array, taught: bool) -> tuple[jax.Array, jax.Array | None]:
         """The dropout keys of the student and, if it has one, of its teacher."""
-        if taught or self.always_splits:
+        if taught or self.always_splits_key:
             student, teacher = jax.random.split(key)
             return student, teacher
         return key, None

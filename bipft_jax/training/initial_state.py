@@ -54,7 +54,7 @@ def first_state(
     if source is not None:
         source = source._replace(params=sharding.put(mesh, source.params))
         params = warm_started(params, model.config, learner.objective, source)
-    params = states.calibrate(model, params, *learner.objective.of(batch))
+    params = states.calibrate(model, params, *learner.objective.model_inputs(batch))
     return learner.begin(params)
 
 

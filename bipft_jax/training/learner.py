@@ -138,7 +138,9 @@ class Learner:
         made = [Program("parameters", parameters, (key, *self.smallest_inputs))]
         if states.has_scales(params):
             calibration = states.calibration(self.model)
-            made.append(Program("calibration", calibration, (params, *self.objective.of(batch))))
+            made.append(
+                Program("calibration", calibration, (params, *self.objective.model_inputs(batch)))
+            )
         return [
             *made,
             Program("state", self.begin, (params,)),

@@ -45,15 +45,15 @@ class Course:
     config: the loop reads `log_every`, `max_skipped_updates` and `profile_steps`.
     directory: receives metrics.jsonl, TensorBoard files and traces.
     label, held_out: names of the run and of the held-out split in progress lines.
-    last: number of updates in all. seed: of dropout.
+    num_updates: in all. seed: of dropout.
     batches: (first, last) -> global batches of the updates from `first` to `last` - 1, on the mesh.
     rates: the `per_step` of `ThroughputMeter`.
-    described: `config` and `tokenizer` of its checkpoints.
-    evaluated: number of finished updates -> whether to evaluate and save now.
+    checkpoint_items: `config` and `tokenizer` of its checkpoints.
+    evaluates_at: number of finished updates -> whether to evaluate and save now.
     evaluate: (parameters, number of finished updates) -> held-out scores; raises
       FloatingPointError for a state that must not be saved.
     dropout: index of an update, from 0 -> whether the student uses dropout.
-    examples: index of an update, from 0 -> text that describes its batch in an error message.
+    describe_batch: index of an update, from 0 -> text that describes its batch in an error message.
     after_divergence: advice for a run whose updates are not finite.
     """
 
@@ -61,14 +61,14 @@ class Course:
     directory: str | os.PathLike[str]
     label: str
     held_out: str
-    last: int
+    num_updates: int
     seed: int
     batches: Callable[[int, int], Iterator[Batch]]
     rates: Mapping[str, float]
-    described: Mapping[str, Mapping[str, Any]]
-    evaluated: Callable[[int], bool]
+    checkpoint_items: Mapping[str, Mapping[str, Any]]
+    evaluates_at: Callable[[int], bool]
     evaluate: Callable[[Params, int], dict[str, float]]
-    examples: Callable[[int], str]
+    describe_batch: Callable[[int], str]
     after_divergence: str
     dropout: Callable[[int], bool] = lambda update: True
 
@@ -91,7 +91,7 @@ def run(
     Raises: FloatingPointError once losses or gradients stay non-finite; SystemExit (0) after
       SIGTERM, once the state is saved.
     """
-    config, last = course.config, course.last
+    config, last = course.config, course.num_updates
     start = step = int(state.step)
     meter = ThroughputMeter(total_steps=last, per_step=course.rates)
     seed = sharding.put(learner.mesh, np.int32(course.seed))
@@ -133,7 +133,7 @@ def run(
 
         def save(scores: dict[str, float] | None = None) -> None:
             states.require_finite(state.params)
-            checkpointer.save(step, state, **course.described, metrics=scores)
+            checkpointer.save(step, state, **course.checkpoint_items, metrics=scores)
 
         profile.after(step, state)
         for batch in course.batches(start, last):
@@ -151,7 +151,7 @@ def run(
             if step % config.log_every == 0 or step == last or stopping:
                 codes, values = learner.statistics(codes, state)
                 unread, totals, counted = (step, counted, totals, values), None, 0
-            if course.evaluated(step):
+            if course.evaluates_at(step):
                 read()
                 jax.block_until_ready(state.step)
                 meter.rates(step)  # ends the training interval
@@ -186,5 +186,6 @@ def _diverged(
         where = "the norm of the gradient" if np.isfinite(metrics["loss"]) else "the loss"
     return (
         f"{skipped} updates in a row were skipped, from update {step - skipped + 1} on: {where} is "
-        f"not finite at update {step} ({course.examples(step - 1)}). {course.after_divergence}"
+        f"not finite at update {step} ({course.describe_batch(step - 1)}). "
+        f"{course.after_divergence}"
     )

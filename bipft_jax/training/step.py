@@ -149,7 +149,7 @@ def gradients(
             student_key, teacher_key = objective.dropout_keys(key, teacher is not None)
             output, variables = model.apply(
                 {"params": params},
-                *objective.of(micro),
+                *objective.model_inputs(micro),
                 deterministic=not dropout,
                 rngs={"dropout": student_key},
                 mutable=[] if teacher is None else list(teacher.looks_at),
@@ -194,7 +194,7 @@ def evaluation_step(
     def step(params: Params, batch: Batch):
         counts = objective.counts(batch)
         output, variables = model.apply(
-            {"params": params}, *objective.of(batch), mutable=[STATISTICS]
+            {"params": params}, *objective.model_inputs(batch), mutable=[STATISTICS]
         )
         return {
             **measure(output, batch, counts),
@@ -209,6 +209,6 @@ def prediction_step(objective: Objective, model: nn.Module) -> Callable[[Params,
     """The function (params, batch) -> logits [B, outputs], dropout off, to be jitted."""
 
     def step(params: Params, batch: Batch):
-        return model.apply({"params": params}, *objective.of(batch)).logits
+        return model.apply({"params": params}, *objective.model_inputs(batch)).logits
 
     return step

@@ -24,7 +24,7 @@ def test_changes_no_bit_forward_and_little_backward():
 
         def loss(params):
             rngs = {"dropout": jax.random.key(0)}
-            inputs = MLM_NSP.of(batch)
+            inputs = MLM_NSP.model_inputs(batch)
             out = model.apply({"params": params}, *inputs, deterministic=False, rngs=rngs)
             return pretraining_loss(out, batch, counts_of(batch))[0], out.hidden_states
 

@@ -47,7 +47,7 @@ def batch_of():
 def model_and_params(dtype="float32", **recipe):
     recipe = {"name": "bitnet_b158", **recipe}
     model = Decoder(config_of(decoder_recipe_named(**recipe), dtype=dtype, tied=False))
-    params = initial_params(model, jax.random.key(3), *CAUSAL_LM.of(batch_of()))
+    params = initial_params(model, jax.random.key(3), *CAUSAL_LM.model_inputs(batch_of()))
     noisy = jax.tree.map(
         lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape, p.dtype), params
     )
@@ -156,7 +156,7 @@ def test_lean_rematerialisation_and_bfloat16_keep_the_gradient():
         changed = Decoder(dataclasses.replace(model.config, **changes))
 
         def loss_of(params):
-            output = changed.apply({"params": params}, *CAUSAL_LM.of(batch))
+            output = changed.apply({"params": params}, *CAUSAL_LM.model_inputs(batch))
             return CAUSAL_LM.loss(output, batch, CAUSAL_LM.counts(batch))[0]
 
         return jax.flatten_util.ravel_pytree(jax.jit(jax.grad(loss_of))(params))[0]

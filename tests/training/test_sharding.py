@@ -60,7 +60,7 @@ def batch_of(seed=0):
 @functools.cache
 def start(recipe):
     """Parameters away from their symmetric start, calibrated on one device."""
-    model, inputs = model_of(recipe), MLM_NSP.of(batch_of())
+    model, inputs = model_of(recipe), MLM_NSP.model_inputs(batch_of())
     params = initial_params(model, jax.random.key(3), *inputs)
     noisy = jax.tree.map(
         lambda p: p.astype(jnp.float64) + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape),
@@ -165,7 +165,7 @@ def test_a_device_holds_its_share_of_a_batch_whether_a_process_has_all_rows_or_i
 def test_random_parameters_depend_on_the_key_alone():
     """Not on the mesh or the batch they are made with, bit for bit."""
     model, key = model_of("bipft_b", "float32"), jax.random.key(3)
-    inputs = MLM_NSP.of(batch_of())
+    inputs = MLM_NSP.model_inputs(batch_of())
     expected = initial_params(model, key, *inputs)
     for fsdp, tensor in ((8, 1), (2, 4)):
         mesh = sharding.make_mesh(fsdp, tensor)

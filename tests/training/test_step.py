@@ -60,7 +60,7 @@ def batch_of(sequences, seed=0):
 def one_update(recipe, batch, *, accumulation=1, devices=1, with_teacher=False):
     """The gradient of an update, read off the parameters that plain SGD makes with rate -1."""
     model = BertForPreTraining(config_of(recipe))
-    inputs = MLM_NSP.of(batch)
+    inputs = MLM_NSP.model_inputs(batch)
     params = initial_params(model, jax.random.key(3), *inputs)
     params = jax.tree.map(
         lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params
@@ -114,7 +114,7 @@ def test_four_micro_batches_of_eight_are_one_batch_of_32(recipe):
 def test_a_binary_model_learns_a_batch_by_heart():
     batch = batch_of(8)
     model = BertForPreTraining(config_of("bipft_b"))
-    inputs = MLM_NSP.of(batch)
+    inputs = MLM_NSP.model_inputs(batch)
     params = calibrate(model, initial_params(model, jax.random.key(0), *inputs), *inputs)
     optimizer = adamw(3e-3, weight_decay=0.0, clip_norm=1.0)
     step = jax.jit(update(MLM_NSP, model, optimizer), static_argnums=4)
@@ -149,15 +149,15 @@ def test_finetuning_in_micro_batches_over_devices_is_one_batch_on_one(recipe, la
     batch["weights"] = np.ones(16, np.float32)
     objective, optimizer = classification(classes), optax.sgd(-1.0)
     model = objective.model(config_of(recipe))
-    params = initial_params(model, jax.random.key(3), *objective.of(batch))
+    params = initial_params(model, jax.random.key(3), *objective.model_inputs(batch))
     params = jax.tree.map(
         lambda p: p + 0.2 * jax.random.normal(jax.random.key(p.size), p.shape), params
     )
-    params = calibrate(model, params, *objective.of(batch))
+    params = calibrate(model, params, *objective.model_inputs(batch))
     theirs = teacher = None
     if taught:
         fp = objective.model(config_of("fp"))
-        theirs = initial_params(fp, jax.random.key(5), *objective.of(batch))
+        theirs = initial_params(fp, jax.random.key(5), *objective.model_inputs(batch))
         teacher = TaskTeacher(fp, bit_distillation, dropout=False)
 
     def gradient(devices, accumulation, fsdp=1):
@@ -187,7 +187,7 @@ def loss_by_step(step, state, *arguments):
 def test_dropout_is_a_function_of_the_update_and_not_shared_with_the_teacher():
     batch, config = batch_of(4), config_of("fp", dropout=0.5)
     model = BertForPreTraining(config)
-    params = initial_params(model, jax.random.key(3), *MLM_NSP.of(batch))
+    params = initial_params(model, jax.random.key(3), *MLM_NSP.model_inputs(batch))
     teacher, theirs = make_teacher(config, params, config, dropout=True, mlm_weight=1.0)
     optimizer = optax.sgd(0.0)
     step = jax.jit(update(MLM_NSP, model, optimizer, teacher=teacher), static_argnums=4)
@@ -203,7 +203,7 @@ def test_dropout_of_finetuning_is_a_function_of_the_update():
     batch = {name: batch_of(4)[name] for name in objective.inputs}
     batch |= {"labels": np.array([0, 1, 1, 0]), "weights": np.ones(4, np.float32)}
     model = BertForSequenceClassification(config_of("fp", dropout=0.5), 2)
-    params = initial_params(model, jax.random.key(3), *objective.of(batch))
+    params = initial_params(model, jax.random.key(3), *objective.model_inputs(batch))
     optimizer = optax.sgd(0.0)
     step = jax.jit(update(objective, model, optimizer), static_argnums=4)
     first, again, second = loss_by_step(step, new_state(params, optimizer), None, 0, batch, True)

@@ -10,13 +10,14 @@ LB: loop body
 
      0   :  { %2 = vsyncpa [#allocation1], 0  ;;  %s8_s0 = smov.u32 0 }
 """
-# 2 windows of 3 parts that are summed, in 8 rounds: the first only fetches, the last only writes.
-# %s6_s2 counts parts; its spilled copy of the round before decides what is finished.
+# 5 windows in 7 rounds: the first only fetches, the last only writes. %s6_s2 counts 0, 1, 2,
+# 0, ...; where its spilled copy of the round before is 0, with the first and the fourth window, a
+# sum is finished.
 PIPELINE = """\
-   0x1   :  { %s8_s0 = smov.u32 0  ;;  %s9_s0 = smov.u32 0  ;;  %s3_s0 = smov.u32 2 }
+   0x1   :  { %s8_s0 = smov.u32 0  ;;  %s9_s0 = smov.u32 0  ;;  %s3_s0 = smov.u32 1 }
    0x2   :  { %50 = sst [smem:[#allocation4_spill]] %s3_s0 }
    0x3 LB: > { %s4_s1 = sphi %s8_s0, %s5_s1 /* phi copy */  ;;  %s6_s2 = sphi %s9_s0, %s7_s2 }
-   0x4   : > { %p1_p0 = scmp.ge.s32.totalorder %s4_s1, 1  ;;  %p2_p1 = scmp.lt.s32.totalorder %s4_s1, 7 }
+   0x4   : > { %p1_p0 = scmp.ge.s32.totalorder %s4_s1, 1  ;;  %p2_p1 = scmp.lt.s32.totalorder %s4_s1, 6 }
    0x5   : > { %p3_p0 = pnand %p1_p0, %p2_p1  ;;  %s5_s1 = sadd.s32 1, %s4_s1 }
    0x6   : > { %s2_s3 = sld [smem:[#allocation4_spill]]  ;;  %s10_s3 = sadd.s32 1, %s6_s2 }
    0x7   : > { %p5_p0 = scmp.ge.s32.totalorder %s10_s3, 3  ;;  %51 = sst [smem:[#allocation4_spill]] %s6_s2 }
@@ -26,7 +27,7 @@ PIPELINE = """\
    0xb   :  {}
    0xc   :  {} /* End region 7 */
    0xd   : > { %v1_v0 = vld [vmem:[#allocation5] sm:$0xff] /* Start region 8 */ }
-   0xe   : > { %p6_p0 = scmp.ne.s32.totalorder %s2_s3, 2 }
+   0xe   : > { %p6_p0 = scmp.ne.s32.totalorder %s2_s3, 0 }
    0xf   : > { %71 = sbr.rel (%p6_p0) target = $region10 }
   0x10   :  {}
   0x11   :  {}
@@ -34,7 +35,7 @@ PIPELINE = """\
   0x13   :  {}
   0x14   : > { %v2_v0 = vadd.f32 %v1_v0, %v1_v0 }
   0x15   : > { %v3_v0 = vadd.f32 %v2_v0, %v2_v0 } /* End region 8 */
-  0x16 PF: > { %p7_p0 = scmp.ge.s32.totalorder %s5_s1, 8 /* loop exit test */ } /* Start/End empty region 10 :: Start region 9 */
+  0x16 PF: > { %p7_p0 = scmp.ge.s32.totalorder %s5_s1, 7 /* loop exit test */ } /* Start/End empty region 10 :: Start region 9 */
   0x17   :  { %72 = sbr.rel (!%p7_p0) target = $region11 }
   0x18   :  { %s7_s2 = smov.u32 (%p5_p0, %s10_s3), 0 /* copy for cssa */ }
   0x19   :  { %73 = vsyncpa [#allocation1], 1 }
@@ -49,15 +50,15 @@ NESTED = """\
 
 
 def test_what_branches_skip_is_not_counted():
-    """Before and after the loop 6 bundles, 11 in every round of it, 7 in six rounds for the sum,
-    and 2 for each of the results."""
-    body = 8 * (6 + 4 + 1) + 6 * (3 + 4) + 2 * 2
+    """Before and after the loop 6 bundles, 11 in each of its rounds, 7 more for each window and 2
+    for each sum."""
+    body = 7 * (6 + 4 + 1) + 5 * (3 + 4) + 2 * 2
     assert bundles.schedule(HEAD + PIPELINE) == bundles.Schedule(26, 6 + body, 0)
 
 
 def test_a_branch_that_cannot_be_followed_skips_nothing():
-    body = 8 * (6 + 4 + 1) + 6 * (3 + 4) + 6 * 2
-    unknown = PIPELINE.replace("ne.s32.totalorder %s2_s3, 2", "ne.s32.totalorder %s1_s9, 2")
+    body = 7 * (6 + 4 + 1) + 5 * (3 + 4) + 5 * 2
+    unknown = PIPELINE.replace("ne.s32.totalorder %s2_s3, 0", "ne.s32.totalorder %s1_s9, 0")
     assert bundles.schedule(HEAD + unknown).cycles == 6 + body
 
 
@@ -66,7 +67,7 @@ def test_loops_in_loops_multiply_and_steps_are_read():
 
 
 def test_a_loop_of_unknown_length_is_counted_once_and_reported():
-    unknown = PIPELINE.replace(", 8 /* loop exit test */", ", %s9_s9")
+    unknown = PIPELINE.replace(", 7 /* loop exit test */", ", %s9_s9")
     assert bundles.schedule(HEAD + unknown) == bundles.Schedule(26, 26, 1)
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import itertools
+import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +116,11 @@ def test_a_batched_product_counts_what_meets_alone(costs):
     assert products == pytest.approx(2 * 8 * 128 * 128 * 64 / BF16 * CLOCK)
 
 
+def test_no_dump_is_left(costs):
+    directory = re.search(r"--xla_jf_dump_to=(\S+)", os.environ["LIBTPU_INIT_ARGS"])[1]
+    assert os.listdir(directory) == []
+
+
 def test_every_large_instruction_has_a_schedule(costs):
     for name, spent in costs.items():
         missing = sum(charge.cycles for charge in spent.unscheduled)
@@ -151,6 +158,13 @@ def test_the_longest_of_three_bounds_is_charged():
     assert {c.instruction.name for c in spent.unscheduled} == {"next", "moved", "kernel", "product"}
     assert spent.seconds(CHIP) == pytest.approx(spent.cycles / 1e9)
     assert spent.estimated_cycles == 12 * 102 + 30 + 2 * ARRAY + 64 + 2 * ARRAY + 50
+
+
+def test_beside_a_long_product_a_copy_costs_nothing():
+    text = PROGRAM.replace('"flops":"700000"', '"flops":"9000000"')
+    _, charges = by_name(text, {"product": Schedule(9, 8000.0, 0)})
+    assert charges["product", "matmul"].cycles == 9000
+    assert ("beside", "transfers") not in charges
 
 
 STACK = """\

@@ -6,8 +6,8 @@
 The update (forward, backward, AdamW) is compiled for one chip of the topology. The command prints,
 for each recipe, cycles by kind (`bipft_jax.pods.cost` says what they count, and "transfers" and
 "heuristic" mean), memory, the fraction of the chip's peak that the model's FLOPs reach, and the
-costliest source lines and instructions. A schedule is not a measurement: use it to compare programs
-and to see where their time goes.
+costliest modules, source lines and instructions. A schedule is not a measurement: use it to compare
+programs and to see where their time goes.
 """
 
 import argparse
@@ -37,9 +37,9 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
     """Compiles one recipe's update and reads its cost.
 
     Returns: `cycles`, `charged_cycles` (the part of them without a schedule) and `charged` (its
-      number of instructions), `cycles_by_kind`, `cycles_by_source`, `estimated_cycles` (the
-      compiler's heuristic), `fused_attention` (whether the update uses it), `temp_bytes`,
-      `argument_bytes`, `peak_fraction` and the list `costliest`.
+      number of instructions), `cycles_by_kind`, `cycles_by_source`, `cycles_by_module`,
+      `estimated_cycles` (the compiler's heuristic), `fused_attention` (whether the update uses
+      it), `temp_bytes`, `argument_bytes`, `peak_fraction` and the list `costliest`.
     """
     chip, devices = tpu(topology)
     config = workload.config(recipe, compute)
@@ -67,6 +67,7 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
         "charged": len(spent.unscheduled),
         "cycles_by_kind": spent.by_kind,
         "cycles_by_source": spent.by_source,
+        "cycles_by_module": spent.by_module,
         "estimated_cycles": spent.estimated_cycles,
         "temp_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
@@ -94,9 +95,10 @@ def _described(charge: cost.Charge) -> Row:
 
 
 def report(rows: Sequence[Row], costliest: int) -> str:
-    """The rows as text: one table, then each recipe's costliest source lines and instructions.
+    """The rows as text: one table, then each recipe's costliest modules, source lines and
+    instructions.
 
-    costliest: number of source lines.
+    costliest: number of modules and of lines.
     """
     kinds = cost.KINDS
     fp = next((row["cycles"] for row in rows if row["recipe"] == "fp"), None)
@@ -118,9 +120,10 @@ def report(rows: Sequence[Row], costliest: int) -> str:
         )
     for row in rows:
         title = f"{row['recipe']}, {row['compute']}"
-        lines += ["", f"{title}: source lines (million cycles)"]
-        by_source = itertools.islice(row["cycles_by_source"].items(), costliest)
-        lines += [f"{cycles / 1e6:>7.2f} {source}" for source, cycles in by_source]
+        for what in ("module", "source"):
+            lines += ["", f"{title}: by {what} (million cycles)"]
+            first = itertools.islice(row[f"cycles_by_{what}"].items(), costliest)
+            lines += [f"{cycles / 1e6:>7.2f} {name}" for name, cycles in first]
         lines += ["", f"{title}: instructions (million cycles, bounds, times run)"]
         lines.append(f"{'cycles':>7} {'bundles':>7} {'product':>7} {'memory':>7}")
         for item in row["costliest"]:
@@ -163,7 +166,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--costliest",
         type=int,
         default=10,
-        help="of both to list (default %(default)s)",
+        help="lines of each list (default %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
     parsed = parser.parse_args(arguments)

@@ -42,7 +42,8 @@ _ASYNCHRONOUS = ("copy-start", "slice-start", "async-start")
 class Charge:
     """One instruction's share of the cost, of all its executions, in cycles.
 
-    kind: of `KINDS`. source: "file:line". count: executions. cycles: charged. bundles: issued, or
+    kind: of `KINDS`. source: "file:line". module: of the model and its pass (see `hlo.scope`), or
+    "optimizer". count: executions. cycles: charged. bundles: issued, or
     None for an instruction without a schedule; products, memory: see the module. unknown_loops: in
     the schedule, counted once. estimated_cycles: the compiler's heuristic, or a roofline.
     """
@@ -50,6 +51,7 @@ class Charge:
     instruction: hlo.Instruction
     kind: str
     source: str
+    module: str
     count: int
     cycles: float
     bundles: float | None
@@ -95,6 +97,11 @@ class Cost:
     def by_source(self) -> dict[str, float]:
         """Cycles by source line, most first."""
         return self._sums(lambda charge: charge.source)
+
+    @property
+    def by_module(self) -> dict[str, float]:
+        """Cycles by module and pass, most first."""
+        return self._sums(lambda charge: charge.module)
 
     @property
     def unscheduled(self) -> tuple[Charge, ...]:
@@ -184,10 +191,12 @@ class _Reader:
             cycles = max(schedule.cycles, products, memory)
         else:
             cycles = max(products, memory) or estimated
+        kind = self._kind(instruction)
         return Charge(
             instruction,
-            self._kind(instruction),
+            kind,
             hlo.source(self._module, instruction),
+            kind if kind == "optimizer" else hlo.scope(instruction),
             count,
             cycles=count * cycles,
             bundles=None if schedule is None else count * schedule.cycles,

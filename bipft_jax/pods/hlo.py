@@ -168,6 +168,25 @@ def source(module: Module, instruction: Instruction) -> str:
     return re.sub(r".*/(bipft_jax|site-packages)/", "", place)
 
 
+# What jax's transformations and control flow add to the names of modules.
+_ADDED = re.compile(
+    r".*\(.*|while|body|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation"
+)
+
+
+def scope(instruction: Instruction) -> str:
+    """The module of the model whose operation an instruction is and the pass, like
+    "bert/encoder/layers/ffn_input backward", or "?". Passes are "forward", "again" (computed once
+    more for the backward pass) and "backward"."""
+    *names, _ = instruction.op_name.split("/")
+    module = "/".join(name for name in names if not _ADDED.fullmatch(name))
+    if not module:
+        return "?"
+    if "rematted_computation" in names:
+        return f"{module} again"
+    return f"{module} {'backward' if 'transpose(' in instruction.op_name else 'forward'}"
+
+
 def element_type(shape: str) -> str:
     """The HLO element type of a shape ("bf16"); of a tuple, of its first element."""
     return _SHAPE.search(shape)[1]

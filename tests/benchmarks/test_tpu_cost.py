@@ -29,6 +29,7 @@ def test_the_report_compares_with_fp_and_names_source_lines():
             "cycles": cycles,
             "charged_cycles": 0,
             "cycles_by_kind": {kind: 1e6 for kind in tpu_cost.cost.KINDS},
+            "cycles_by_module": {"layers/ffn_input again": 4e6},
             "cycles_by_source": {"models/bert.py:7": 3e6, "models/bert.py:8": 2e6},
             "estimated_cycles": 2 * cycles,
             "temp_bytes": 2e9,
@@ -56,6 +57,7 @@ def test_the_report_compares_with_fp_and_names_source_lines():
         ["85.0", "0.85"],
     ]
     assert "   3.00 models/bert.py:7\n" in text and "models/bert.py:8" not in text
+    assert "   4.00 layers/ffn_input again\n" in text
     assert "   3.00       -    3.00    1.00   12 matmul" in text
     assert text.endswith("models/bert.py:7 dot_general")
 
@@ -70,5 +72,6 @@ def test_compiles_the_update(capsys):
     assert row["cycles"] == pytest.approx(sum(row["cycles_by_kind"].values()))
     assert row["cycles"] == pytest.approx(sum(row["cycles_by_source"].values()))
     assert row["cycles_by_kind"]["optimizer"] > 0
+    assert any(module.endswith("/ffn_input backward") for module in row["cycles_by_module"])
     sources = {item["source"] for item in row["costliest"] if item["kind"] == "matmul"}
     assert any(source.startswith("quantization/binary_dot.py:") for source in sources)

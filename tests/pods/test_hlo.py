@@ -1,5 +1,7 @@
 """What the text of a compiled program says, against what was written into it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -95,6 +97,20 @@ def test_an_instruction_knows_its_source_line_and_who_called_it():
     assert hlo.source(module, by_name["y"]) == "models/bert.py:7"
     assert hlo.source(module, by_name["moved"]) == "flax/core/scan.py:5"
     assert hlo.source(module, by_name["new"]) == "?"
+
+
+def test_an_instruction_knows_its_module_and_pass():
+    (instruction, _), *_ = hlo.executed(hlo.parse(PROGRAM))
+    before, back = "jit(f)/jvp(Bert)/bert", "jit(f)/transpose(jvp(Bert))/bert"
+    names = {
+        f"{before}/while/body/closed_call/ffn/cond/branch_0_fun/dot_general": "bert/ffn forward",
+        f"{back}/while/body/closed_call/checkpoint/ffn/mul": "bert/ffn backward",
+        f"{back}/while/body/checkpoint/rematted_computation/ffn/mul": "bert/ffn again",
+        "jit(f)/while/body/add": "?",
+        "": "?",
+    }
+    for name, expected in names.items():
+        assert hlo.scope(dataclasses.replace(instruction, op_name=name)) == expected
 
 
 def test_arrays_in_hbm_take_whole_tiles_and_those_in_vmem_nothing():

@@ -13,8 +13,10 @@ from flax.traverse_util import unflatten_dict
 from bipft_jax.checkpoints.manager import CheckpointError, restore_params
 from bipft_jax.checkpoints.workdir import Inputs
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
+from bipft_jax.models.architectures import architecture, config_of, dimensions, is_decoder
+from bipft_jax.models.decoder_recipes import DecoderConfig
 from bipft_jax.models.parameters import Params, is_scale, merge_parameters, named_leaves
-from bipft_jax.models.recipes import DIMENSIONS, BertConfig, architecture, config_of
+from bipft_jax.models.recipes import BertConfig
 from bipft_jax.objectives.objective import Objective
 from bipft_jax.objectives.table import objective_of
 
@@ -37,8 +39,8 @@ class Source(NamedTuple):
     run: dict[str, Any] = {}
     metrics: dict[str, float | None] = {}
 
-    def config(self, **overrides) -> BertConfig:
-        """The checkpoint's `BertConfig`; overrides choose what belongs to the run."""
+    def config(self, **overrides) -> BertConfig | DecoderConfig:
+        """The checkpoint's configuration; overrides choose what belongs to the run."""
         return config_of(self.architecture, **overrides)
 
     def described(self) -> str:
@@ -68,7 +70,7 @@ class Source(NamedTuple):
 
 
 def checkpoint_description(
-    config: BertConfig, objective: Objective, run: dict, missing: Sequence[str] = ()
+    config: BertConfig | DecoderConfig, objective: Objective, run: dict, missing: Sequence[str] = ()
 ) -> dict:
     """The `config` item of a checkpoint: the run's own configuration, the architecture, the
     objective, and the `missing` of a `Source`."""
@@ -136,7 +138,9 @@ def require_initialised_scales(teacher: Source) -> None:
         )
 
 
-def warm_started(fresh: Params, config: BertConfig, objective: Objective, source: Source) -> Params:
+def warm_started(
+    fresh: Params, config: BertConfig | DecoderConfig, objective: Objective, source: Source
+) -> Params:
     """`fresh`, with the source's value for every parameter that both architectures have.
 
     The source may lack a parameter only if its recipe or heads have none (learned scales, shifts,
@@ -147,9 +151,15 @@ def warm_started(fresh: Params, config: BertConfig, objective: Objective, source
     Raises: ValueError naming the dimensions, switches or parameters that differ.
     """
     theirs, ours = source.architecture, architecture(config)
+    if is_decoder(theirs) != is_decoder(ours):
+        kinds = ("an encoder", "a decoder")
+        raise ValueError(
+            f"cannot start from {source.workdir}: it is {kinds[is_decoder(theirs)]}, and recipe "
+            f"{ours['recipe']} is {kinds[is_decoder(ours)]}"
+        )
     different = [
         f"{name} is {theirs[name]} in the checkpoint and {ours[name]} in the config"
-        for name in DIMENSIONS
+        for name in dimensions(ours)
         if theirs[name] != ours[name] and name != "initializer_range"  # for new parameters only
     ]
     if different:
@@ -174,7 +184,7 @@ def _check_switches(workdir: str, theirs: dict, ours: dict) -> None:
     """Raises ValueError if a start would silently drop trained parameters or binarise
     full-precision kernels: no switch may change if the recipe stays, and a `lora_rank` other than 0
     may never change."""
-    for name in ("estimator_rank", "lora_rank", "full_precision_weights"):
+    for name in {"estimator_rank", "lora_rank", "full_precision_weights"} & ours.keys():
         kept = theirs["recipe"] == ours["recipe"] or (name == "lora_rank" and theirs[name])
         if kept and theirs[name] != ours[name]:
             raise ValueError(

@@ -161,6 +161,12 @@ class DecoderConfig:
         return self.hidden // self.heads
 
     @property
+    def weights_per_layer(self) -> int:
+        """Entries of the kernels of a layer's linears."""
+        of_keys = self.kv_heads * self.head_width
+        return self.hidden * (2 * self.hidden + 2 * of_keys + 3 * self.intermediate)
+
+    @property
     def split_sizes(self) -> tuple[tuple[str, str, int], ...]:
         """What a device mesh splits: (mesh axis, field, size). A group is never split: its
         statistics would cross the network."""
@@ -197,3 +203,38 @@ def decoder_config(recipe: DecoderRecipe, size: str, vocab_size: int, **override
         raise unknown_name("size", size, DECODER_SIZES)
     dimensions = dataclasses.asdict(DECODER_SIZES[size])
     return DecoderConfig(recipe=recipe, vocab_size=vocab_size, **dimensions, **overrides)
+
+
+# The fields of recipe and configuration that, with the recipe's name, belong to the trained weights
+# and not to the run.
+_OF_RECIPE = ("gate", "norm", "groups")
+_OF_CONFIG = (
+    "vocab_size",
+    "layers",
+    "hidden",
+    "intermediate",
+    "heads",
+    "kv_heads",
+    "tied",
+    "rope_theta",
+    "initializer_range",
+    "norm_epsilon",
+)
+DIMENSIONS = (*_OF_RECIPE, *_OF_CONFIG)
+
+
+def architecture(config: DecoderConfig) -> dict:
+    """The architecture as a checkpoint stores it: JSON values, for `config_of` to read."""
+    return {
+        "recipe": config.recipe.name,
+        **{name: getattr(config.recipe, name) for name in _OF_RECIPE},
+        **{name: getattr(config, name) for name in _OF_CONFIG},
+    }
+
+
+def config_of(described: dict, **overrides) -> DecoderConfig:
+    """The `DecoderConfig` of an `architecture`; overrides: fields that belong to the run."""
+    block = {name: described[name] for name in _OF_RECIPE}
+    recipe = decoder_recipe_named(described["recipe"], **block)
+    fields = {name: described[name] for name in _OF_CONFIG}
+    return DecoderConfig(recipe=recipe, **fields, **overrides)

@@ -115,17 +115,13 @@ class BinaryDense(nn.Module):
 
     def _product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """[..., in] and [in, features] -> [..., features]."""
-        weight_quantizer, last = self.weight_quantizer, x.ndim - 1
+        last, of_inputs = x.ndim - 1, self.groups > 1 and splits_inputs(self.name)
         numbers = (((last,), (0,)), ((), ()))
-        if self.groups > 1:
-            axis = 0 if splits_inputs(self.name) else 1
-            kernel = _split(kernel, axis, self.groups)
-            if weight_quantizer is not None:
-                weight_quantizer = dataclasses.replace(weight_quantizer, group_axis=axis)
-            if axis == 0:
-                x = _split(x, last, self.groups)
-                x = constrained(x, BATCH, *[None] * (last - 1), kernel_axes(self.name)[0], None)
-                numbers = (((x.ndim - 1,), (1,)), ((last,), (0,)))
+        kernel, weight_quantizer = in_groups(self.name, kernel, self.weight_quantizer, self.groups)
+        if of_inputs:
+            x = _split(x, last, self.groups)
+            x = constrained(x, BATCH, *[None] * (last - 1), kernel_axes(self.name)[0], None)
+            numbers = (((x.ndim - 1,), (1,)), ((last,), (0,)))
         product = binary_dot_general(
             x,
             kernel,
@@ -137,9 +133,22 @@ class BinaryDense(nn.Module):
             compute=self.compute,
             backward=self.backward,
         )
-        if self.groups == 1:
-            return product
-        return jnp.sum(product, axis=0) if axis == 0 else product.reshape(*x.shape[:-1], -1)
+        if of_inputs:
+            return jnp.sum(product, axis=0)
+        return product.reshape(*x.shape[:-1], self.features)
+
+
+def in_groups(
+    name: str | None, kernel: jax.Array, quantizer: Quantizer | None, groups: int
+) -> tuple[jax.Array, Quantizer | None]:
+    """The kernel [in, features] of the linear `name` with its grouped axis split in two, and the
+    quantizer of the groups."""
+    if groups == 1:
+        return kernel, quantizer
+    axis = 0 if splits_inputs(name) else 1
+    if quantizer is not None:
+        quantizer = dataclasses.replace(quantizer, group_axis=axis)
+    return _split(kernel, axis, groups), quantizer
 
 
 def _split(x: jax.Array, axis: int, groups: int) -> jax.Array:

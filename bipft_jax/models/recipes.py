@@ -54,6 +54,7 @@ class Recipe:
     pooler: str = "tanh"
     estimator_rank: int = 0
     lora_rank: int = 0
+    groups = 1  # a decoder's recipe may have more
 
     @property
     def fusible_attention(self) -> bool:
@@ -182,6 +183,11 @@ class BertConfig:
                 f"recipe {self.recipe.name!r} has no fused attention (fused_attention=True): it is "
                 f"for softmax of 1-bit operands ({able})"
             )
+
+    @property
+    def weights_per_layer(self) -> int:
+        """Entries of the kernels of a layer's linears."""
+        return 4 * self.hidden**2 + 2 * self.hidden * self.intermediate
 
     @property
     def split_sizes(self) -> tuple[tuple[str, str, int], ...]:

@@ -97,8 +97,10 @@ class Learner:
     @functools.cached_property
     def codes(self) -> Callable[[Params], dict[str, jax.Array]]:
         """parameters -> the codes of their binary weights."""
-        quantizer = self.model.config.recipe.weight
-        return jax.jit(lambda params: weight_statistics.binary_codes(params, quantizer))
+        recipe = self.model.config.recipe
+        return jax.jit(
+            lambda params: weight_statistics.binary_codes(params, recipe.weight, recipe.groups)
+        )
 
     @functools.cached_property
     def statistics(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:

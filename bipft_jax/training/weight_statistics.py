@@ -3,6 +3,7 @@ keys."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,13 +11,17 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from bipft_jax.models.attention import ATTENDED_KEYS
-from bipft_jax.models.layers import BINARY_LINEARS
+from bipft_jax.models.layers import BINARY_LINEARS, in_groups
 from bipft_jax.models.parameters import Params, is_scale, is_stacked, named_leaves
 from bipft_jax.quantization.quantizers import Quantizer
 
 
-def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.Array]:
-    """The int8 codes of every binarised kernel.
+def binary_codes(
+    params: Params, quantizer: Quantizer | None, groups: int = 1
+) -> dict[str, jax.Array]:
+    """The int8 codes of every quantised kernel.
+
+    groups: of the recipe, in which kernels are quantised.
 
     Returns: codes by path, [layers, in, out] for stacked kernels, [1, in, out] for others; empty
       for full precision.
@@ -27,10 +32,17 @@ def binary_codes(params: Params, quantizer: Quantizer | None) -> dict[str, jax.A
     codes = {}
     for path, kernel in flat.items():
         site, _, leaf = path.rpartition("/")
-        if leaf == "kernel" and site.rpartition("/")[2] in BINARY_LINEARS:
+        linear = site.rpartition("/")[2]
+        if leaf == "kernel" and linear in BINARY_LINEARS:
             stacked = kernel if is_stacked(path) else kernel[None]
-            codes[site] = jax.vmap(lambda w: quantizer.encode(w, None).codes)(stacked)
+            codes_of = functools.partial(_codes, linear, quantizer, groups)
+            codes[site] = jax.vmap(codes_of)(stacked)
     return codes
+
+
+def _codes(linear: str, quantizer: Quantizer, groups: int, kernel: jax.Array) -> jax.Array:
+    split, of_groups = in_groups(linear, kernel, quantizer, groups)
+    return of_groups.encode(split, None).codes.reshape(kernel.shape)
 
 
 def flip_ratios(before: dict[str, jax.Array], after: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -67,7 +79,7 @@ def attended_keys(statistics: dict[str, Any]) -> dict[str, jax.Array]:
 def _per_layer(kind: str, values: dict[str, jax.Array]) -> dict[str, Any]:
     named = {}
     for site, layers in values.items():
-        name = site.removeprefix("bert/").replace("encoder/layers/", "")
+        name = site.removeprefix("bert/").replace("encoder/layers/", "").removeprefix("layers/")
         for index in range(layers.shape[0]):
             named[f"{kind}/{name}" + (f"/{index}" if is_stacked(site) else "")] = layers[index]
     return named

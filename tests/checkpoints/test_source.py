@@ -1,5 +1,6 @@
 """What a run takes over from another run's checkpoint, and what it refuses."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,8 +10,11 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bipft_jax.checkpoints.source import Source, warm_started
+from bipft_jax.models.architectures import architecture, config_of
+from bipft_jax.models.decoder_recipes import DecoderConfig, decoder_recipe_named
 from bipft_jax.models.parameters import is_scale
-from bipft_jax.models.recipes import RECIPES, BertConfig, architecture, config_of, recipe_named
+from bipft_jax.models.recipes import RECIPES, BertConfig, recipe_named
+from bipft_jax.objectives.causal_lm import CAUSAL_LM
 from tests.objectives import abstract_params, objective
 
 
@@ -118,6 +122,28 @@ def test_an_architecture_survives_being_written_down(recipe):
     described = json.loads(json.dumps(architecture(written)))
     assert config_of(described, dropout=0.0) == written
     assert config_of(described).dropout == 0.1
+
+
+def decoder(**block):
+    sizes = dict(vocab_size=11, layers=2, hidden=8, heads=2, kv_heads=2, intermediate=16)
+    return DecoderConfig(decoder_recipe_named("bitnet_b158", **block), **sizes)
+
+
+def test_a_decoder_starts_from_its_twin_with_the_same_block_and_from_no_encoder():
+    written = decoder(gate="silu", norm="linear", groups=2)
+    described = json.loads(json.dumps(architecture(written)))
+    assert config_of(described) == written
+    twin = dataclasses.replace(
+        written, recipe=decoder_recipe_named("bitnet_fp", "silu", "linear", 2)
+    )
+    ones = jax.tree.map(lambda x: np.ones(x.shape), CAUSAL_LM.abstract_params(twin))
+    begun = Source("runs/twin", 7, ones, architecture(twin), CAUSAL_LM, None)
+    zeros = jax.tree.map(np.zeros_like, ones)
+    assert not new_paths(warm_started(zeros, written, CAUSAL_LM, begun))
+    with pytest.raises(ValueError, match="groups is 2 in the checkpoint and 1 in the config"):
+        warm_started(zeros, decoder(gate="silu", norm="linear"), CAUSAL_LM, begun)
+    with pytest.raises(ValueError, match="it is an encoder, and recipe bitnet_b158 is a decoder"):
+        warm_started(zeros, written, CAUSAL_LM, source())
 
 
 def test_scales_of_a_new_binary_model_are_marked_missing():

@@ -29,6 +29,17 @@ def test_flips_are_counted_around_each_layers_own_mean():
     assert {name: float(value) for name, value in got.items()} == pytest.approx(expected)
 
 
+def test_codes_of_a_group_are_around_its_own_mean():
+    """The outputs of a query have groups; the inputs of an output linear do."""
+    kernel = jnp.asarray(
+        [[[0.0, 1.0, 10.0, 11.0]] * 4, [[0.0] * 4, [1.0] * 4, [10.0] * 4, [11.0] * 4]]
+    )
+    params = {"layers": {"query": {"kernel": kernel}, "ffn_output": {"kernel": kernel}}}
+    codes = binary_codes(params, MeanBinarizer(), groups=2)
+    np.testing.assert_array_equal(codes["layers/query"][0], [[-1, 1, -1, 1]] * 4)
+    np.testing.assert_array_equal(codes["layers/ffn_output"][1].T, [[-1, 1, -1, 1]] * 4)
+
+
 def test_full_precision_has_no_flips():
     assert flip_ratios(binary_codes(params([[1.0, 2.0], [3.0, 4.0]], [[1.0]]), None), {}) == {}
 

@@ -58,9 +58,9 @@ class CausalExamples:
         Raises: ValueError if the text is shorter than two sequences.
         """
         self.sequence_length = sequence_length
+        self.separate_documents = separate_documents
         self.seed = seed
         self._blocks, self._end_id = blocks, end_id
-        self._separate = separate_documents
         lengths, documents = [], []
         for first in range(0, len(blocks), _READ_AT_A_TIME):
             for block in self._read(range(first, min(first + _READ_AT_A_TIME, len(blocks)))):
@@ -106,7 +106,7 @@ class CausalExamples:
             starts[here] = starts[here] * self.sequence_length + offset
         tokens, documents = self._cut(starts)
         segments = np.ones_like(documents)
-        if self._separate:
+        if self.separate_documents:
             segments += documents - documents[:, :1]
         return {
             "input_ids": tokens[:, :-1],

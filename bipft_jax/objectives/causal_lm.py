@@ -106,9 +106,9 @@ def summarise(results: Sequence[Mapping[str, Any]], corpus: Corpus) -> dict[str,
     for prefix in ("", "unigram_"):
         bits = of_tokens(f"{prefix}loss") / math.log(2)
         metrics[f"{prefix}bits_per_token"] = bits
-        if not held_out.skipped_documents:  # the bytes of skipped ones were counted too
+        if held_out.text_bytes:
             tokens = held_out.tokens + held_out.documents
-            metrics[f"{prefix}bits_per_byte"] = bits * tokens / held_out.raw_bytes
+            metrics[f"{prefix}bits_per_byte"] = bits * tokens / held_out.text_bytes
     return metrics
 
 

@@ -59,8 +59,8 @@ class SplitCounts:
     """Counts of one split or of a part of it; parts add up.
 
     Attributes:
-      documents: documents with at least one block; `skipped` counts those with none, for lack of
-        two sentences, and `skipped_at` locates the first few.
+      documents: documents with at least one block, `text_bytes` their UTF-8 text; `skipped` counts
+        those with none, for lack of two sentences, and `skipped_at` locates the first few.
       unigrams: int64[vocab_size], how often each id occurs.
       squared_blocks: the sum over documents of the square of their number of blocks.
     """
@@ -75,6 +75,7 @@ class SplitCounts:
     squared_blocks: int = 0
     skipped: int = 0
     raw_bytes: int = 0
+    text_bytes: int = 0
     skipped_at: list[str] = dataclasses.field(default_factory=list)
 
     NUM_NAMED = 5
@@ -144,6 +145,7 @@ class BlockEncoder:
         tokens = np.array([token for block in blocks for token in block.tokens], np.int32)
         counts.blocks += len(blocks)
         counts.documents += 1
+        counts.text_bytes += item.document.num_bytes
         counts.sentences += len(sentences)
         counts.tokens += len(tokens)
         counts.split_sentences += num_split

@@ -33,6 +33,7 @@ class SplitInfo:
       tokens: ids in all blocks; `unknown_tokens` of them are [UNK].
       same_document_probability: the chance that two random blocks belong to one document.
       raw_bytes: UTF-8 text read for this split.
+      text_bytes: UTF-8 text of the documents with blocks; 0 in a corpus made before it was counted.
       split_sentences: sentences longer than a block, which were split.
       skipped_documents: documents with fewer than two sentences; `skipped_at` names a few.
     """
@@ -47,6 +48,7 @@ class SplitInfo:
     split_sentences: int
     skipped_documents: int
     skipped_at: Sequence[str]
+    text_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

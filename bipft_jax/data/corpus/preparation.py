@@ -306,6 +306,7 @@ def _split_metadata(counts: SplitCounts) -> dict[str, Any]:
         "unknown_tokens": counts.unknown_tokens,
         "same_document_probability": counts.squared_blocks / counts.blocks**2,
         "raw_bytes": counts.raw_bytes,
+        "text_bytes": counts.text_bytes,
         "split_sentences": counts.split_sentences,
         "skipped_documents": counts.skipped,
         "skipped_at": counts.skipped_at,

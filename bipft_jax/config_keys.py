@@ -18,6 +18,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from bipft_jax.errors import unknown_name
+from bipft_jax.models.decoder_recipes import (
+    DECODER_RECIPES,
+    DECODER_SIZES,
+    GATES,
+    NORM_PLACES,
+)
 from bipft_jax.models.recipes import RECIPES, SIZES
 from bipft_jax.models.remat import REMAT_POLICIES
 from bipft_jax.objectives.table import OBJECTIVES
@@ -147,7 +153,12 @@ KEYS: dict[str, dict[str, Rule]] = {
     "pretrain": {
         **_SHARED,
         "objective": one_of("objective", [o.name for o in OBJECTIVES.values() if o.from_corpus]),
-        "size": one_of("size", SIZES),
+        "recipe": one_of("recipe", (*RECIPES, *DECODER_RECIPES)),
+        "size": one_of("size", dict.fromkeys((*SIZES, *DECODER_SIZES))),
+        "decoder.gate": one_of("gate", ("", *GATES)),
+        "decoder.norm": one_of("place of norms", ("", *NORM_PLACES)),
+        "decoder.groups": whole(1),
+        "decoder.separate_documents": truth,
         "fused_attention": truth,
         "scan_layers": truth,
         "corpus_dir": text,
@@ -158,6 +169,8 @@ KEYS: dict[str, dict[str, Rule]] = {
         "unigram_bias": truth,
         "num_updates": whole(1),
         "warmup_updates": whole(0),
+        "second_peak": number(0),
+        "adam_b2": number(0, below=1),
         "adam_epsilon": number(above=0),
         "evaluate_every": whole(1),
         "evaluation_sequences": whole(0),

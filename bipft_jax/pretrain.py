@@ -39,7 +39,6 @@ from bipft_jax.config_keys import check_keys
 from bipft_jax.data.corpus.corpus import Corpus, load_corpus
 from bipft_jax.data.corpus.pretraining import pretraining_batches
 from bipft_jax.models.parameters import Params
-from bipft_jax.models.recipes import bert_config, recipe_named
 from bipft_jax.objectives.objective import Batch, Examples, FromCorpus
 from bipft_jax.objectives.table import objective_named
 from bipft_jax.processes import interruption, is_first, say
@@ -55,7 +54,7 @@ from bipft_jax.training.flops import update_flops
 from bipft_jax.training.initial_state import first_state, restored
 from bipft_jax.training.learner import Learner, Program
 from bipft_jax.training.loop import Course
-from bipft_jax.training.optimizer import adamw, linear_schedule
+from bipft_jax.training.optimizer import adamw, staged
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.step import evaluation_step
 
@@ -174,22 +173,14 @@ def learner_of(
     Raises: ValueError for incompatible keys, or a model or batch that does not split.
     """
     objective = objective_named(config.objective)
-    recipe = recipe_named(
-        config.recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights
+    schedule, decay = staged(
+        config.learning_rate,
+        config.second_peak,
+        config.weight_decay,
+        config.warmup_updates,
+        config.num_updates,
     )
-    schedule = linear_schedule(config.learning_rate, config.warmup_updates, config.num_updates)
-    model_config = bert_config(
-        recipe,
-        config.size,
-        vocab_size,
-        dropout=config.dropout,
-        dtype=config.dtype,
-        compute=config.compute,
-        backward=config.backward,
-        fused_attention=config.fused_attention,
-        scan_layers=config.scan_layers,
-        remat=config.remat,
-    )
+    model_config = objective.from_corpus.model_config(config, vocab_size)
     sharding.check_model(model_config, mesh)
     sharding.check_batch_size(config.batch_size, config.accumulation, mesh)
     return Learner(
@@ -197,8 +188,9 @@ def learner_of(
         model=objective.model(model_config),
         optimizer=adamw(
             schedule,
-            weight_decay=config.weight_decay,
+            weight_decay=decay,
             clip_norm=config.clip_norm,
+            b2=config.adam_b2,
             eps=config.adam_epsilon,
         ),
         schedule=schedule,

@@ -1,11 +1,14 @@
-"""Pretraining on masked language modelling + next-sentence prediction.
+"""Pretraining: encoders on masked language modelling + next-sentence prediction, decoders on
+causal language modelling.
 
     python launch/train.py --config=configs/pretrain.py:RECIPE,SIZE \
         --config.corpus_dir=DIR --workdir=DIR
 
 RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. SIZE: tiny, mini, small,
-medium, minilm, base, large (`bipft_jax/models/recipes.py` has both tables). DIR comes from
-`python -m bipft_jax.data.corpus`, which also fixes the tokenizer and the sequence length.
+medium, minilm, base, large (`bipft_jax/models/recipes.py` has both tables). Decoders: bitnet_fp,
+bitnet_b158, bitnet_b1; tiny, mini, small, 125m ... 30b (`bipft_jax/models/decoder_recipes.py`). DIR
+comes from `python -m bipft_jax.data.corpus`, which also fixes the tokenizer and the sequence
+length; one corpus serves both.
 
 Defaults are for a small model from scratch. The published BiPFT recipe for base: batch_size 512,
 learning_rate 2e-4, warmup_updates 5000, num_updates 500000 (62500 were effective, SPEC quirk 9),
@@ -23,7 +26,8 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.program = "pretrain"
 
-    # What is learned: a row of bipft_jax/objectives/table.py that is learned from a corpus
+    # What is learned: a row of bipft_jax/objectives/table.py that is learned from a corpus; for
+    # decoders "causal_lm"
     config.objective = "mlm_nsp"
 
     # Model
@@ -42,6 +46,14 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     # For TPUs, recipes with 1-bit attention: scores and probabilities never leave the chip. Off,
     # because it compiles for v5e and v6e and is right when interpreted, but has not run on a TPU.
     config.fused_attention = False
+    # Of decoders. What is empty is the recipe's.
+    config.decoder = ml_collections.ConfigDict()
+    config.decoder.gate = ""  # activation of the feed-forward layer's gate: "relu2" or "silu"
+    config.decoder.norm = ""  # "block" (with sub-norms), or "linear": a norm in each linear
+    # Groups with statistics of their own along the axes that `mesh.tensor` splits: if the mesh axis
+    # divides them, no statistic crosses the network. Part of the model: it changes the numbers.
+    config.decoder.groups = 1
+    config.decoder.separate_documents = False  # whether attention stops at the end of a document
     # "lean", "dots" and "full" store less and less for the backward pass and recompute the rest
     # (`bipft_jax/models/remat.py`).
     config.remat = "none"
@@ -76,7 +88,11 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     # 2-bit and 4-bit activations, which each micro-batch computes from its own values
     config.accumulation = 1
     config.learning_rate = 5e-4  # peak; linear warm-up, then linear decay to 0
+    # If not 0, from half of the updates on the peak is this times learning_rate, and weight decay
+    # is off (two stages, arXiv:2402.17764)
+    config.second_peak = 0.0
     config.warmup_updates = 500
+    config.adam_b2 = 0.999  # decay of the mean of squared gradients
     config.adam_epsilon = 1e-6  # BERT's own; the BiPFT reference has 1e-8
     config.weight_decay = 0.01  # decoupled, on matrices only
     config.clip_norm = 1.0  # global gradient norm; 0: no clipping
@@ -92,7 +108,23 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.evaluation_sequences = 1_024
     config.keep_every = 0  # updates; keep each such checkpoint besides best and latest; 0: none
     config.profile_steps = ""  # "10:15" writes WORKDIR/profile, a trace of updates 11 to 15
+    if recipe.startswith("bitnet"):
+        config.update(_of_decoder(quantised=recipe != "bitnet_fp"))
     return config
+
+
+def _of_decoder(quantised: bool) -> dict:
+    """What the BitNet papers do otherwise. Quantised weights need a larger rate than their
+    full-precision twin, for which it would be too large."""
+    return dict(
+        objective="causal_lm",
+        dropout=0.0,
+        learning_rate=2e-3 if quantised else 6e-4,
+        second_peak=2 / 3 if quantised else 0.0,
+        adam_b2=0.95,
+        adam_epsilon=1e-8,
+        weight_decay=0.1,
+    )
 
 
 def get_hyper() -> list[dict]:

@@ -36,6 +36,12 @@ _MAY_MOVE = ("corpus_dir", "glue_dir")
 _ADDED_SINCE: dict[str, Any] = {
     "mlm_distillation": 0.0,
     "objective": "mlm_nsp",
+    "second_peak": 0.0,
+    "adam_b2": 0.999,
+    "decoder.gate": "",
+    "decoder.norm": "",
+    "decoder.groups": 1,
+    "decoder.separate_documents": False,
     # Of finetuning only.
     "accumulation": 1,
     "remat": "none",

@@ -14,7 +14,12 @@ import optax
 
 from bipft_jax.data.corpus.causal import CausalExamples
 from bipft_jax.models.decoder import CAUSAL_INPUTS, Decoder, DecoderOutput
-from bipft_jax.models.decoder_recipes import DecoderConfig
+from bipft_jax.models.decoder_recipes import (
+    DecoderConfig,
+    decoder_config,
+    decoder_recipe_named,
+)
+from bipft_jax.objectives.families import OF_ENCODERS, refuse_keys
 from bipft_jax.objectives.frequencies import log_frequencies
 from bipft_jax.objectives.losses import Batch
 from bipft_jax.objectives.objective import FromCorpus, Objective, Panel, Shown, weighted_mean
@@ -52,10 +57,31 @@ def causal_loss(output: DecoderOutput, batch: Batch, counts: CausalCounts):
     return jnp.sum(losses * weights), {"accuracy": accuracy}
 
 
+def model_config(config: ml_collections.ConfigDict, vocab_size: int) -> DecoderConfig:
+    """The decoder of a run.
+
+    Raises: ValueError for an unknown recipe or size, keys that do not go together, or keys that
+      only encoders have.
+    """
+    refuse_keys(config, "a decoder", OF_ENCODERS)
+    block = config.decoder
+    return decoder_config(
+        decoder_recipe_named(config.recipe, block.gate, block.norm, block.groups),
+        config.size,
+        vocab_size,
+        dtype=config.dtype,
+        compute=config.compute,
+        backward=config.backward,
+        scan_layers=config.scan_layers,
+        remat=config.remat,
+    )
+
+
 def _examples(
     corpus: Corpus, split: str, seed: int, config: ml_collections.ConfigDict | None
 ) -> CausalExamples:
-    return CausalExamples.from_corpus(corpus, split, seed=seed)
+    separate = config is not None and config.decoder.separate_documents
+    return CausalExamples.from_corpus(corpus, split, seed=seed, separate_documents=separate)
 
 
 def example(
@@ -134,6 +160,7 @@ CAUSAL_LM = Objective(
         Panel("accuracy", "accuracy", "validation/accuracy", None),
     ),
     from_corpus=FromCorpus(
+        model_config=model_config,
         examples=_examples,
         example=example,
         unigram_counts=unigram_counts,

@@ -18,9 +18,11 @@ from bipft_jax.data.corpus.pretraining import (
 )
 from bipft_jax.models.attention import ATTENDED_KEYS
 from bipft_jax.models.bert import SEQUENCE_INPUTS, BertForPreTraining, PretrainingOutput
+from bipft_jax.models.decoder_recipes import DECODER_RECIPES
 from bipft_jax.models.parameters import Params
-from bipft_jax.models.recipes import BertConfig
+from bipft_jax.models.recipes import BertConfig, bert_config, recipe_named
 from bipft_jax.objectives.distillation import Teacher, make_teacher
+from bipft_jax.objectives.families import OF_DECODERS, refuse_keys
 from bipft_jax.objectives.frequencies import log_frequencies
 from bipft_jax.objectives.losses import Batch, Counts, counts_of, pretraining_loss
 from bipft_jax.objectives.objective import FromCorpus, Objective, Panel, Shown, weighted_mean
@@ -28,6 +30,34 @@ from bipft_jax.processes import say
 
 if TYPE_CHECKING:
     from bipft_jax.data.corpus.corpus import Corpus
+
+
+def model_config(config: ml_collections.ConfigDict, vocab_size: int) -> BertConfig:
+    """The encoder of a run.
+
+    Raises: ValueError for an unknown recipe or size, keys that do not go together, or keys that
+      only decoders have.
+    """
+    if config.recipe in DECODER_RECIPES:
+        raise ValueError(
+            f"recipe {config.recipe} is a decoder's: it learns causal_lm, not mlm_nsp; begin with "
+            f"--config=configs/pretrain.py:{config.recipe},SIZE"
+        )
+    refuse_keys(config, "an encoder", OF_DECODERS)
+    return bert_config(
+        recipe_named(
+            config.recipe, config.estimator_rank, config.lora_rank, config.full_precision_weights
+        ),
+        config.size,
+        vocab_size,
+        dropout=config.dropout,
+        dtype=config.dtype,
+        compute=config.compute,
+        backward=config.backward,
+        fused_attention=config.fused_attention,
+        scan_layers=config.scan_layers,
+        remat=config.remat,
+    )
 
 
 def _examples(
@@ -136,6 +166,7 @@ MLM_NSP = Objective(
         Panel("NSP accuracy", "nsp_accuracy", "validation/nsp_accuracy", None),
     ),
     from_corpus=FromCorpus(
+        model_config=model_config,
         examples=_examples,
         example=example,
         unigram_counts=lambda corpus: corpus.unigram_counts,

@@ -16,6 +16,7 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
+from bipft_jax.models.decoder_recipes import DecoderConfig
 from bipft_jax.models.parameters import Params
 from bipft_jax.models.recipes import BertConfig
 from bipft_jax.objectives.losses import Batch
@@ -86,6 +87,8 @@ class Examples(Protocol):
 class FromCorpus:
     """The part of an objective that learns from a corpus (`bipft_jax/pretrain.py`).
 
+    model_config: (run's config, size of the vocabulary) -> the model's configuration; raises
+      ValueError for keys that no such model has.
     examples: (corpus, split, seed, config) -> the examples of "train" or "validation"; config None
       gives those of the held-out evaluation, which are the same for every run.
     example: (tokens per example, config) -> shape and dtype of each array of one example; config
@@ -103,13 +106,14 @@ class FromCorpus:
       has no teacher.
     """
 
+    model_config: Callable[[ml_collections.ConfigDict, int], BertConfig | DecoderConfig]
     examples: Callable[[Corpus, str, int, ml_collections.ConfigDict | None], Examples]
     example: Callable[[int, ml_collections.ConfigDict | None], dict[str, jax.ShapeDtypeStruct]]
     unigram_counts: Callable[[Corpus], np.ndarray]
     measure: Callable[[np.ndarray], Callable[[Any, Batch, Any], Metrics]]
     summarise: Callable[[Sequence[Mapping[str, Any]], Corpus], dict[str, float]]
     prior: Callable[[Corpus], Params]
-    head_products: Callable[[BertConfig, Mapping[str, jax.ShapeDtypeStruct]], int]
+    head_products: Callable[[Any, Mapping[str, jax.ShapeDtypeStruct]], int]
     make_teacher: Callable[..., tuple[Any, Params]] | None = None
     best_metric: str = "loss"
     higher_is_better: bool = False
@@ -133,7 +137,7 @@ class Objective:
     """
 
     name: str
-    build: Callable[[BertConfig, int], nn.Module]
+    build: Callable[[Any, int], nn.Module]
     inputs: tuple[str, ...]
     counts: Callable[[Batch], Any]
     loss: Callable[[Any, Batch, Any], tuple[jax.Array, Metrics]]
@@ -143,11 +147,11 @@ class Objective:
     always_splits_key: bool = True
     from_corpus: FromCorpus | None = None
 
-    def model(self, config: BertConfig) -> nn.Module:
+    def model(self, config: BertConfig | DecoderConfig) -> nn.Module:
         """The model for a configuration."""
         return self.build(config, self.outputs)
 
-    def abstract_params(self, config: BertConfig) -> Params:
+    def abstract_params(self, config: BertConfig | DecoderConfig) -> Params:
         """Shapes and dtypes of the model's parameters."""
         ids = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * len(self.inputs)
         return jax.eval_shape(self.model(config).init, jax.random.key(0), *ids)["params"]

@@ -49,6 +49,25 @@ def two_stage_schedule(
     return lambda t: peak(t) * shape(t)
 
 
+def staged(
+    learning_rate: float,
+    second_peak: float,
+    weight_decay: float,
+    warmup_updates: float,
+    num_updates: int,
+) -> tuple[optax.Schedule, optax.Schedule | float]:
+    """Learning rate and weight decay of a run: in two stages, the second with the peak
+    second_peak * learning_rate, or in one if second_peak is 0.
+
+    Raises: ValueError if the warm-up is not shorter than the run.
+    """
+    if not second_peak:
+        return linear_schedule(learning_rate, warmup_updates, num_updates), weight_decay
+    second = second_peak * learning_rate
+    rate = two_stage_schedule(learning_rate, second, warmup_updates, num_updates)
+    return rate, first_stage_decay(weight_decay, num_updates)
+
+
 def first_stage_decay(weight_decay: float, num_updates: int) -> optax.Schedule:
     """Weight decay that ends with the first stage: it pulls latent weights to the thresholds of
     their codes, and so makes the codes flip."""

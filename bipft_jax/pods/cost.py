@@ -32,10 +32,10 @@ KINDS = ("matmul", "elementwise", "data movement", "optimizer", "transfers")
 _MATMULS = frozenset({"convolution", "dot"})
 _MOVES = frozenset(
     "copy transpose reshape slice dynamic-slice dynamic-update-slice pad concatenate broadcast "
-    "reverse gather scatter convert parameter constant tuple get-tuple-element bitcast iota".split()
+    "reverse gather scatter convert parameter constant tuple get-tuple-element bitcast iota "
+    "all-gather all-to-all collective-permute send recv".split()
 )
 _Signature = tuple  # nested, hashable
-_ASYNCHRONOUS = ("copy-start", "slice-start", "async-start")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ class _Reader:
         traffic = work.hbm_bytes(self._module, computation, instruction)
         memory = traffic / chip.bandwidth * chip.clock
         schedule = self._schedules.get(instruction.name)
-        asynchronous = instruction.opcode in _ASYNCHRONOUS
+        asynchronous = _asynchronous(instruction)
         estimated = 0.0 if asynchronous else instruction.estimated_cycles
         if estimated is None:
             estimated = max(products, memory)
@@ -209,7 +209,7 @@ class _Reader:
     def _transfers(self, charges: list[Charge]) -> list[Charge]:
         """What asynchronous copies take longer than the instructions of their computation."""
         late = sum(charge.memory - charge.cycles for charge in charges)
-        copies = [c for c in charges if c.instruction.opcode in _ASYNCHRONOUS and c.memory]
+        copies = [c for c in charges if _asynchronous(c.instruction) and c.memory]
         if late <= 0 or not copies:
             return []
         largest = max(copies, key=lambda copy: copy.memory)
@@ -222,6 +222,11 @@ class _Reader:
         opcodes = hlo.opcodes(self._module, instruction)
         if opcodes & _MATMULS or instruction.flops:
             return "matmul"
-        if instruction.opcode in _ASYNCHRONOUS or opcodes <= _MOVES:
+        if _asynchronous(instruction) or opcodes <= _MOVES:
             return "data movement"
         return "elementwise"
+
+
+def _asynchronous(instruction: hlo.Instruction) -> bool:
+    """Whether an instruction begins a copy or a transfer that runs beside others."""
+    return instruction.opcode.endswith("-start") or instruction.opcode in ("send", "recv")

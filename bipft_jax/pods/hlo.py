@@ -61,10 +61,10 @@ _FREE = frozenset(
     "parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id iota "
     "opt-barrier add-dependency".split()
 )
-# Custom calls that execute nothing: annotations for the compiler, or names of memory.
+# Custom calls without a schedule: annotations for the compiler, or names of memory.
 _FREE_TARGETS = frozenset(
     "AllocateBuffer AssumeGatherIndicesInBound ConcatBitcast GatherScatterIndicesBitpacked "
-    "Sharding".split()
+    "Sharding ZeroCrop".split()
 )
 
 

@@ -44,6 +44,8 @@ def hbm_bytes(module: Module, computation: str, instruction: Instruction) -> int
     if opcode == "dynamic-update-slice":
         update = memory_bytes(operands[1])
         return update + (_stored(operands[1]) if written else 0)
+    if opcode in ("send", "recv"):  # (array, context, token)
+        return memory_bytes(elements(instruction.shape)[0])
     if opcode.endswith("-start"):  # of a collective: operands are elements of the result
         return written
     return written + sum(map(memory_bytes, operands))

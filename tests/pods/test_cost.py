@@ -160,6 +160,14 @@ def test_the_longest_of_three_bounds_is_charged():
     assert spent.estimated_cycles == 12 * 102 + 30 + 2 * ARRAY + 64 + 2 * ARRAY + 50
 
 
+def test_what_crosses_slices_runs_beside_the_rest():
+    text = PROGRAM.replace("copy-start(%k)", "send(%k, %k)").replace("copy-done", "send-done")
+    text = text.replace("%beside = (bf16[8,8]{1,0:T(8,128)(2,1)S(1)}", "%beside = (f32[8,128]{1,0}")
+    _, charges = by_name(text, {})
+    assert charges["beside", "data movement"].cycles == 0
+    assert charges["beside", "data movement"].memory == 8 * 128 * 4
+
+
 def test_beside_a_long_product_a_copy_costs_nothing():
     text = PROGRAM.replace('"flops":"700000"', '"flops":"9000000"')
     _, charges = by_name(text, {"product": Schedule(9, 8000.0, 0)})

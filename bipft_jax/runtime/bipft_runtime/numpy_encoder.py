@@ -180,8 +180,15 @@ def _polynomial(x: np.ndarray, coefficients: tuple[float, ...]) -> np.ndarray:
     return value
 
 
+# Without an input shift the sign of GELU is a code, so its zeros count. Below this input XLA's
+# float32 GELU is 0 (on CPUs; it rounds, and the border is blurred by 0.1); above it, negative.
+_GELU_UNDERFLOW = _F32(-5.26)
+_SMALLEST_SHARE = _F32(2**-25)  # of 0.5 + 0.5 erf, but for 0
+
+
 def _gelu(x: np.ndarray) -> np.ndarray:
-    return x * (_F32(0.5) + _F32(0.5) * erf(x * _F32(np.sqrt(0.5))))
+    share = _F32(0.5) + _F32(0.5) * erf(x * _F32(np.sqrt(0.5)))
+    return x * np.where(x < _GELU_UNDERFLOW, _F32(0), np.maximum(share, _SMALLEST_SHARE))
 
 
 def _relu(x: np.ndarray) -> np.ndarray:

@@ -3,7 +3,8 @@
 #
 #   prepare_environment EXTRAS     EXTRAS: "", "[test]" or "[test,peers]", as pip takes them
 #
-# Installs only when requirements changed: a stamp in .venv records those that were installed.
+# Installs only when requirements or the runtime's kernels changed: a stamp in .venv records those
+# that were installed.
 
 prepare_environment() {
   local extras="$1" python="${PYTHON:-python3}" stamp wanted
@@ -12,7 +13,9 @@ prepare_environment() {
     echo "       Name one with PYTHON=python3.12 bash $0" >&2
     return 1
   fi
-  wanted=$(cat requirements.txt pyproject.toml bipft_jax/runtime/pyproject.toml)
+  # An editable install compiles the runtime's kernels once: again when they change.
+  wanted=$(cd bipft_jax/runtime && cat ../../requirements.txt ../../pyproject.toml pyproject.toml &&
+    cat CMakeLists.txt src/* | cksum)
   local seen=false installed
   for installed in "" "[test]" "[test,peers]"; do  # each has all of the one before
     [[ "$installed" == "$extras" ]] && seen=true

@@ -54,13 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("text", nargs="*", help="one text; two for a task on pairs")
     parser.add_argument("--input", type=Path, metavar="FILE", help="tab-separated, with a header")
     parser.add_argument("--output", type=Path, metavar="FILE", help="tab-separated, replaced")
+    parser.add_argument("--threads", type=int, default=1, help="that share a text (default 1)")
     arguments = parser.parse_args(argv)
     if bool(arguments.text) == bool(arguments.input) or bool(arguments.input) != bool(
         arguments.output
     ):
         parser.error("give a text, or --input and --output")
     try:
-        model = Model(arguments.model)
+        model = Model(arguments.model, arguments.threads)
         if arguments.text:
             if len(arguments.text) != model.task.sentences:
                 parser.error(f"task {model.task.name} takes {model.task.sentences} text(s)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bipft_runtime.file import read
+from bipft_runtime import library
+from bipft_runtime.compiled_encoder import CompiledEncoder
+from bipft_runtime.file import PackedModel, read
 from bipft_runtime.numpy_encoder import NumpyEncoder
 from bipft_runtime.tokens import Tokenizer, Tokens
 
@@ -34,9 +37,14 @@ class Encoding(NamedTuple):
 class Model:
     """A packed encoder with its tokenizer and, if it has one, its classifier."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises: ModelFileError (a ValueError) for a file that is no packed model, or a damaged
-        one; FileNotFoundError."""
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+        """threads: that share a sequence. They change no bit of an answer; of use from some 30
+        tokens on.
+
+        Raises: ModelFileError (a ValueError) for a file that is no packed model, or a damaged
+          one; FileNotFoundError; ValueError for an instruction set in the environment variable
+          BIPFT_RUNTIME_ISA that this machine lacks.
+        """
         packed = read(path)
         self.architecture, self.task, self.source = (
             packed.architecture,
@@ -44,10 +52,15 @@ class Model:
             packed.source,
         )
         self._tokenizer = Tokenizer(packed.tokenizer)
-        self._encoder = NumpyEncoder(packed)
+        self._encoder = _encoder(packed, threads)
         if self.architecture.outputs:
             self._kernel = packed.tensors["classifier.kernel"]
             self._bias = packed.tensors["classifier.bias"]
+
+    @property
+    def instruction_set(self) -> str:
+        """What computes: "avx512", "avx2", "neon", "portable", or "numpy" without a library."""
+        return getattr(self._encoder, "instruction_set", "numpy")
 
     def predict(self, texts: Iterable[Text]) -> list[Prediction]:
         """The answer to each text (a pair of texts for a task on pairs), in order.
@@ -93,3 +106,23 @@ class Model:
                     stacklevel=3,
                 )
             yield tokens
+
+
+def _encoder(packed: PackedModel, threads: int) -> CompiledEncoder | NumpyEncoder:
+    if library.loaded() is not None:
+        return CompiledEncoder(packed, threads)
+    if name := os.environ.get(library.ISA_VARIABLE):
+        raise ValueError(f"{library.ISA_VARIABLE}={name}: {_NO_LIBRARY}")
+    _say_once()
+    return NumpyEncoder(packed)
+
+
+_NO_LIBRARY = (
+    "bipft_runtime was installed without a C++ compiler and has no compiled kernels: install it "
+    "again where there is one"
+)
+
+
+@functools.cache
+def _say_once() -> None:
+    warnings.warn(f"NumPy answers, many times slower: {_NO_LIBRARY}", RuntimeWarning, stacklevel=4)

@@ -33,6 +33,7 @@ NO_TPU_HERE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
+_FLAGS = "LIBTPU_INIT_ARGS"
 # Only the last of the dumps that there are of an instruction: all of them take 90 MB.
 _DUMPED = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles$"
 
@@ -67,16 +68,19 @@ def tpu(topology: str, slices: int = 1) -> tuple[Chip, list[jax.Device]]:
     jax.config.update("jax_platforms", "cpu")
     for name, value in NO_TPU_HERE.items():
         os.environ.setdefault(name, value)
-    _schedules()
     options: dict[str, Any] = {}
     if slices > 1:
         options["num_slices"] = slices
     if chip.chip_config:
         options["chip_config_name"] = chip.chip_config
+    given = os.environ.get(_FLAGS, "")
+    os.environ[_FLAGS] = f"{given} --xla_jf_dump_to={_schedules()} {_DUMPED}".lstrip()
     try:
         return chip, list(topologies.get_topology_desc(topology, "tpu", **options).devices)
     except Exception as error:  # whatever libtpu raises
         raise ValueError(f"libtpu does not know the topology {topology!r}: {error}") from error
+    finally:
+        os.environ[_FLAGS] = given  # not for processes that this one starts
 
 
 @functools.cache
@@ -84,8 +88,6 @@ def _schedules() -> Path:
     """Where this process's libtpu dumps schedules, as long as the process lives."""
     directory = tempfile.mkdtemp(prefix="tpu_schedules_")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
-    given = os.environ.get("LIBTPU_INIT_ARGS", "")
-    os.environ["LIBTPU_INIT_ARGS"] = f"{given} --xla_jf_dump_to={directory} {_DUMPED}".lstrip()
     return Path(directory)
 
 

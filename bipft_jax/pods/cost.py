@@ -7,8 +7,9 @@ An instruction costs the longest of three times, which are taken to overlap perf
 
 Collectives and Pallas kernels follow the same rule; time on the network is not in it. Asynchronous
 copies run beside other instructions. But a loop's body cannot end before all its bytes are moved:
-what they take longer than its instructions is charged as *transfers*. Start-up of an instruction
-and waits are not charged, so this is a lower bound, though a close one for large instructions.
+what they take longer than its instructions is charged as *transfers*. A conditional costs its
+longer branch. Start-up of an instruction and waits are not charged, so this is a lower bound,
+though a close one for large instructions.
 
 The compiler's `estimated_cycles` are summed beside it, with such a roofline where it gives none.
 They are a heuristic from before code generation: up to 4 times too high for elementwise work and
@@ -43,9 +44,9 @@ class Charge:
     """One instruction's share of the cost, of all its executions, in cycles.
 
     kind: of `KINDS`. source: "file:line". module: of the model and its pass (see `hlo.scope`), or
-    "optimizer". count: executions. cycles: charged. bundles: issued, or
-    None for an instruction without a schedule; products, memory: see the module. unknown_loops: in
-    the schedule, counted once. estimated_cycles: the compiler's heuristic, or a roofline.
+    "optimizer". count: executions. cycles: charged. bundles: issued, or None for an instruction
+    without a schedule. products, memory: the other two bounds. unknown_loops: in the schedule,
+    counted once. estimated_cycles: the compiler's heuristic, or a roofline.
     """
 
     instruction: hlo.Instruction
@@ -207,7 +208,8 @@ class _Reader:
         )
 
     def _transfers(self, charges: list[Charge]) -> list[Charge]:
-        """What asynchronous copies take longer than the instructions of their computation."""
+        """What asynchronous copies take longer than the instructions of their computation, in the
+        name of the largest of them."""
         late = sum(charge.memory - charge.cycles for charge in charges)
         copies = [c for c in charges if _asynchronous(c.instruction) and c.memory]
         if late <= 0 or not copies:

@@ -112,9 +112,10 @@ def report(rows: Sequence[Row], costliest: int) -> str:
     for row in rows:
         ratio = "" if fp is None else f"{row['cycles'] / fp:.2f}"
         by_kind = " ".join(f"{row['cycles_by_kind'][kind] / 1e6:>13.1f}" for kind in kinds)
+        missing = f"{row['charged']}: {row['charged_cycles'] / row['cycles']:.2%}"
         lines.append(
             f"{row['recipe']:<10} {row['compute']:<10} {row['cycles'] / 1e6:>7.1f} {ratio:>6} "
-            f"{by_kind} {row['charged_cycles'] / 1e6:>13.2f} {row['estimated_cycles'] / 1e6:>9.1f} "
+            f"{by_kind} {missing:>13} {row['estimated_cycles'] / 1e6:>9.1f} "
             f"{row['temp_bytes'] / 1e9:>8.2f} {row['argument_bytes'] / 1e9:>12.2f} "
             f"{row['peak_fraction']:>7.0%}"
         )

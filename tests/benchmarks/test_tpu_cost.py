@@ -27,7 +27,8 @@ def test_the_report_compares_with_fp_and_names_source_lines():
             "recipe": recipe,
             "compute": "int8",
             "cycles": cycles,
-            "charged_cycles": 0,
+            "charged_cycles": cycles / 100,
+            "charged": 7,
             "cycles_by_kind": {kind: 1e6 for kind in tpu_cost.cost.KINDS},
             "cycles_by_module": {"layers/ffn_input again": 4e6},
             "cycles_by_source": {"models/bert.py:7": 3e6, "models/bert.py:8": 2e6},
@@ -57,6 +58,7 @@ def test_the_report_compares_with_fp_and_names_source_lines():
         ["85.0", "0.85"],
     ]
     assert "   3.00 models/bert.py:7\n" in text and "models/bert.py:8" not in text
+    assert "7: 1.00%" in text.splitlines()[2]
     assert "   4.00 layers/ffn_input again\n" in text
     assert "   3.00       -    3.00    1.00   12 matmul" in text
     assert text.endswith("models/bert.py:7 dot_general")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterator
 
 from bipft_jax.pods.chips import Chip
@@ -36,9 +37,11 @@ def hbm_bytes(module: Module, computation: str, instruction: Instruction) -> int
     if opcode == "async-start" and "gather" in instruction.name:  # on v6e's SparseCores
         inside = module.computations[instruction.called["calls"][0]]
         return 2 * _stored(inside[-1].shape)
+    if instruction.name.startswith("async-collective-done"):
+        return 0  # counted where the collective starts
     if opcode in ("fusion", "async-start"):
-        inside = instruction.called["calls"][0]
-        return _read(module, inside, operands) + _written(module, inside, instruction)
+        inside, (taken, given) = instruction.called["calls"][0], _own(instruction)
+        return _read(module, inside, operands, taken) + _written(module, inside, instruction, given)
     if opcode in _SLICING:
         return written + (_stored(instruction.shape) if memory_bytes(operands[0]) else 0)
     if opcode == "dynamic-update-slice":
@@ -70,11 +73,25 @@ def _stored(shape: str) -> int:
     return memory_bytes(re.sub(r"S\(\d+\)", "", shape))
 
 
-def _read(module: Module, computation: str, operands: list[str]) -> int:
-    """Bytes that a fused computation reads of its operands, given by their shapes."""
+def _own(instruction: Instruction) -> tuple[range, range]:
+    """The numbers of a fusion's own operands and results. The others, if any, are the buffers of an
+    asynchronous collective, which go through the fusions that run beside it."""
+
+    def numbers(name: str) -> range:
+        first, last = (
+            re.search(rf'"{name}_original_{end}":"(\d+)"', instruction.attributes)
+            for end in ("start", "end")
+        )
+        return range(int(first[1]) if first else 0, int(last[1]) + 1 if last else sys.maxsize)
+
+    return numbers("operand"), numbers("output_tuple")
+
+
+def _read(module: Module, computation: str, operands: list[str], own: range) -> int:
+    """Bytes that a fused computation reads of its own operands; all are given by their shapes."""
     total = 0
     for inner in module.computations[computation]:
-        if inner.opcode != "parameter":
+        if inner.opcode != "parameter" or int(inner.argument) not in own:
             continue
         number = int(inner.argument)
         # What v6e starts on its SparseCores names no operands.
@@ -123,8 +140,8 @@ def _parameter(module: Module, computation: str, number: int) -> Instruction:
     )
 
 
-def _written(module: Module, computation: str, instruction: Instruction) -> int:
-    """Bytes that a fusion (or what an asynchronous instruction starts) writes."""
+def _written(module: Module, computation: str, instruction: Instruction, own: range) -> int:
+    """Bytes that a fusion, or what an asynchronous instruction starts, writes of its results."""
     by_name = {inner.name: inner for inner in module.computations[computation]}
     root = module.computations[computation][-1]
     if instruction.opcode == "async-start":
@@ -134,7 +151,9 @@ def _written(module: Module, computation: str, instruction: Instruction) -> int:
     if root.opcode == "tuple":
         roots = [by_name[name] for name in root.operands]
     total = 0
-    for inner, shape in zip(roots, results, strict=True):
+    for number, (inner, shape) in enumerate(zip(roots, results, strict=True)):
+        if number not in own:
+            continue
         while inner.opcode in _RENAMING and inner.operands[0] in by_name:
             inner = by_name[inner.operands[0]]
         if inner.opcode == "dynamic-update-slice" and memory_bytes(shape):

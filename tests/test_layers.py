@@ -16,7 +16,17 @@ LAYERS = (
     ("checkpoints",),
     ("training",),
     ("config_keys", "reports", "stages"),
-    ("pretrain", "finetune", "predict", "fill_mask", "plot", "comparison", "interop", "cost"),
+    (
+        "pretrain",
+        "finetune",
+        "predict",
+        "fill_mask",
+        "generate",
+        "plot",
+        "comparison",
+        "interop",
+        "cost",
+    ),
     ("finetune_all", "sweeps", "pods", "benchmarks"),
 )
 LONGEST_FILE = 500  # lines

@@ -20,6 +20,7 @@ from pathlib import Path
 from bipft_jax.errors import unknown_name
 from bipft_jax.interop.fixtures.bitnet_units import check_bitnet_units
 from bipft_jax.interop.fixtures.causal import check_decoder
+from bipft_jax.interop.fixtures.causal_generation import check_generation
 from bipft_jax.interop.fixtures.causal_training import check_causal_trajectory, check_schedules
 from bipft_jax.interop.fixtures.fixture import Comparison, Fixture
 from bipft_jax.interop.fixtures.models import (
@@ -44,6 +45,7 @@ CHECKS: dict[str, Callable[[Fixture, str], None]] = {
     "bitnet_schedule": check_schedules,
     "causal_lm": check_decoder,
     "causal_lm_trajectory": check_causal_trajectory,
+    "causal_lm_generation": check_generation,
 }
 
 

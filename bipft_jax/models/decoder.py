@@ -11,7 +11,7 @@ from flax import linen as nn
 from bipft_jax.models.activations import ACTIVATIONS
 from bipft_jax.models.attention import ATTENTION_MAPS
 from bipft_jax.models.axes import BATCH, constrained
-from bipft_jax.models.causal_attention import CausalAttention
+from bipft_jax.models.causal_attention import CACHE, CausalAttention
 from bipft_jax.models.decoder_layers import block_norm, linear, rms_norm
 from bipft_jax.models.decoder_recipes import DecoderConfig
 from bipft_jax.models.layers import BinaryEmbed, dense_initializer, logits_dtype
@@ -49,11 +49,12 @@ class DecoderLayer(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, segments: jax.Array):
-        """x: [B, S, H], segments: int [B, S] -> (y, None): carry and output of the scan."""
+    def __call__(self, x: jax.Array, segments: jax.Array, start: jax.Array | None = None):
+        """x: [B, S, H]; segments, start: as for `CausalAttention` -> (y, None): carry and output of
+        the scan."""
         config = self.config
         a = block_norm(config, "attention_norm", x)
-        x = x + CausalAttention(config, name="attention")(a, segments)
+        x = x + CausalAttention(config, name="attention")(a, segments, start)
         b = block_norm(config, "ffn_norm", x)
         x = x + GatedFeedForward(config, name="feed_forward")(b)
         return constrained(x, BATCH, None, None), None
@@ -65,14 +66,18 @@ class Decoder(nn.Module):
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, input_ids, segment_ids, deterministic: bool = True) -> DecoderOutput:
+    def __call__(
+        self, input_ids, segment_ids, deterministic: bool = True, start=None
+    ) -> DecoderOutput:
         """Logits of the token after each position.
 
         Arguments:
           input_ids: int [B, S].
-          segment_ids: int [B, S], 0 at padding. A position sees the positions up to itself with its
+          segment_ids: int [B, T], 0 at padding. A position sees the positions up to itself with its
             own number, so one number for all means a sequence that attention sees as one.
           deterministic: for the interface of `Objective`: a decoder has no dropout.
+          start: None for a whole context, S = T; else int32 [], the place of input_ids in it
+            (`CausalAttention`).
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         words = BinaryEmbed(
@@ -85,7 +90,7 @@ class Decoder(nn.Module):
             name="words",
         )
         x = constrained(words(input_ids), BATCH, None, None)
-        x = self._layers(x, segment_ids)
+        x = self._layers(x, segment_ids, start)
         x = rms_norm(config, "final_norm")(x)
         if config.tied:
             return DecoderOutput(words.attend(x))
@@ -98,7 +103,7 @@ class Decoder(nn.Module):
         )
         return DecoderOutput(head(x).astype(logits_dtype(dtype)))
 
-    def _layers(self, x: jax.Array, segments: jax.Array) -> jax.Array:
+    def _layers(self, x: jax.Array, segments: jax.Array, start: jax.Array | None) -> jax.Array:
         """All layers; their parameters are stacked along a leading [layers] axis."""
         config, layer = self.config, DecoderLayer
         policy = saved(config.remat, config.recipe)
@@ -106,10 +111,10 @@ class Decoder(nn.Module):
             layer = nn.remat(layer, policy=policy, prevent_cse=not config.scan_layers)
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0, "intermediates": 0, ATTENTION_MAPS: 0},
+            variable_axes=dict.fromkeys(("params", "intermediates", ATTENTION_MAPS, CACHE), 0),
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=config.layers,
             unroll=1 if config.scan_layers else config.layers,
         )
-        return scanned(config, name="layers")(x, segments)[0]
+        return scanned(config, name="layers")(x, segments, start)[0]

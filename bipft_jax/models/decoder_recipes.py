@@ -88,6 +88,17 @@ DECODER_SIZES: dict[str, DecoderSize] = {
     "tiny": _size(layers=2, hidden=128, heads=2),
     "mini": _size(layers=4, hidden=256, heads=4),
     "small": _size(layers=4, hidden=512, heads=8),
+    # Of launch/bitnet_scaling.sh: heads of 16 channels for a CPU, of 64 for a GPU.
+    "2x48": _size(layers=2, hidden=48, heads=3),
+    "3x64": _size(layers=3, hidden=64, heads=4),
+    "4x96": _size(layers=4, hidden=96, heads=6),
+    "5x128": _size(layers=5, hidden=128, heads=8),
+    "6x160": _size(layers=6, hidden=160, heads=10),
+    "4x192": _size(layers=4, hidden=192, heads=3),
+    "6x256": _size(layers=6, hidden=256, heads=4),
+    "8x384": _size(layers=8, hidden=384, heads=6),
+    "10x512": _size(layers=10, hidden=512, heads=8),
+    "12x640": _size(layers=12, hidden=640, heads=10),
     # The sizes of the b1 paper; b1.58's 1.3b is the same.
     "125m": _size(layers=12, hidden=768, heads=12),
     "350m": _size(layers=24, hidden=1024, heads=16),

@@ -1,0 +1,140 @@
+// Runs models through the C interface, for sanitizers: sanitized FILE...
+//
+// FILE: a bipft_architecture, an int32 number of tensors, and of each tensor an int32 length and
+// its name, an int64 number of bytes and its bytes. Exits with 1 and a line where results differ
+// between instruction sets or numbers of threads, or where damage is not noticed.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "bipft_runtime.h"
+
+namespace {
+
+struct Loaded {
+  bipft_architecture shape;
+  std::vector<std::string> names;
+  std::vector<std::unique_ptr<char[]>> data;  // exactly as long as the tensor
+  std::vector<bipft_tensor> tensors;
+};
+
+template <class T>
+T number(std::istream& in) {
+  T value;
+  in.read(reinterpret_cast<char*>(&value), sizeof value);
+  return value;
+}
+
+Loaded load(const char* path) {
+  std::ifstream in(path, std::ios::binary);
+  Loaded model;
+  model.shape = number<bipft_architecture>(in);
+  const int count = number<int32_t>(in);
+  std::vector<uint64_t> sizes;
+  for (int i = 0; i < count; i++) {
+    std::string name(number<int32_t>(in), ' ');
+    in.read(name.data(), name.size());
+    model.names.push_back(name);
+    sizes.push_back(number<int64_t>(in));
+    model.data.emplace_back(new char[sizes.back()]);
+    in.read(model.data.back().get(), sizes.back());
+  }
+  for (int i = 0; i < count; i++)
+    model.tensors.push_back({model.names[i].c_str(), model.data[i].get(), sizes[i]});
+  return model;
+}
+
+void fail(const std::string& what) {
+  std::printf("%s\n", what.c_str());
+  std::exit(1);
+}
+
+bipft_model* make(const Loaded& model, const char* set, std::string* error = nullptr) {
+  char message[200] = "";
+  bipft_model* made = bipft_new(&model.shape, model.tensors.data(), (int)model.tensors.size(), set,
+                                message, sizeof message);
+  if (error) *error = message;
+  if (!made && !error) fail(message);
+  return made;
+}
+
+std::vector<float> outputs(bipft_model* model, const bipft_architecture& shape, int tokens,
+                           int threads) {
+  std::vector<int32_t> ids(tokens), segments(tokens);
+  for (int i = 0; i < tokens; i++) {
+    ids[i] = i * 37 % shape.vocab_size;
+    segments[i] = i % shape.segment_types;
+  }
+  std::vector<float> out((size_t)(tokens + 1) * shape.hidden);
+  char message[200];
+  if (bipft_encode(model, ids.data(), segments.data(), tokens, threads, out.data(),
+                   out.data() + (size_t)tokens * shape.hidden, message, sizeof message))
+    fail(message);
+  return out;
+}
+
+void check_results(const Loaded& model, const std::vector<std::string>& sets) {
+  const int counts[] = {1, 70, 9, model.shape.max_positions, 3};
+  std::map<int, std::vector<float>> expected;  // by the number of tokens
+  for (const std::string& set : sets) {
+    bipft_model* made = make(model, set.c_str());
+    for (int threads : {1, 2, 1, 3})
+      for (int count : counts) {
+        const std::vector<float> ours = outputs(made, model.shape, count, threads);
+        const std::vector<float>& theirs = expected.emplace(count, ours).first->second;
+        if (std::memcmp(ours.data(), theirs.data(), ours.size() * sizeof(float)))
+          fail(set + " differs with " + std::to_string(threads) + " threads, " +
+               std::to_string(count) + " tokens");
+      }
+    bipft_delete(made);
+  }
+}
+
+// A tensor that is shorter than the architecture says, or missing, is named.
+void check_damage(Loaded& model, const std::vector<std::string>& sets) {
+  for (bipft_tensor& tensor : model.tensors) {
+    if (std::strstr(tensor.name, ".zeros")) continue;
+    const bipft_tensor whole = tensor;
+    std::string error;
+    tensor.bytes -= 1;
+    if (make(model, sets[0].c_str(), &error) || error.find(whole.name) == std::string::npos)
+      fail(std::string(whole.name) + ": shorter, and not noticed");
+    tensor = whole;
+    // Missing shifts are those of a recipe without them, missing scales are.
+    if (std::strstr(tensor.name, "input_shift")) continue;
+    tensor.name = "other";
+    if (make(model, sets[0].c_str(), &error) || error.find(whole.name) == std::string::npos)
+      fail(std::string(whole.name) + ": missing, and not noticed");
+    tensor = whole;
+  }
+  const bipft_architecture whole = model.shape;
+  for (int32_t* field : {&model.shape.hidden, &model.shape.layers, &model.shape.heads,
+                         &model.shape.max_positions, &model.shape.intermediate})
+    for (int32_t value : {0, -1, 7, 1 << 24, INT32_MAX}) {
+      std::string error;
+      *field = value;
+      if (make(model, sets[0].c_str(), &error))
+        fail("a dimension of " + std::to_string(value) + " is not noticed");
+      model.shape = whole;
+    }
+}
+
+}  // namespace
+
+int main(int count, char** files) {
+  std::vector<std::string> sets;
+  std::istringstream names(bipft_instruction_sets());
+  for (std::string name; std::getline(names, name, ',');) sets.push_back(name);
+  for (int i = 1; i < count; i++) {
+    Loaded model = load(files[i]);
+    check_results(model, sets);
+    check_damage(model, sets);
+    std::printf("%s: fine\n", files[i]);
+  }
+}

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 
 from bipft_jax.models.activations import gelu
 from bipft_jax.models.bert import Encoder, EncoderLayer
 from bipft_jax.models.layers import BinaryDense, added_to_rows
-from bipft_jax.models.normalization import normalize
+from bipft_jax.models.normalization import RMSNorm, normalize
 from bipft_jax.models.recipes import BertConfig, recipe_named
 
 
@@ -23,6 +24,27 @@ def test_layer_norm_is_flaxs():
 
     want, want_pullback = jax.vjp(flax, x, scale, bias)
     got, got_pullback = jax.vjp(lambda *a: normalize(*a, 1e-3), x, scale, bias)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    for a, b in zip(got_pullback(cotangent), want_pullback(cotangent)):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_rms_norm_is_flaxs_in_each_group(groups):
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(1, 3, (2, 5, 16)), jnp.float32) for _ in range(2))
+    scale = jnp.asarray(rng.normal(size=16), jnp.float32)
+
+    def flax(x, scale):
+        parts = zip(jnp.split(x, groups, axis=-1), jnp.split(scale, groups))
+        norm = nn.RMSNorm(epsilon=1e-3)
+        return jnp.concatenate([norm.apply({"params": {"scale": s}}, y) for y, s in parts], axis=-1)
+
+    def ours(x, scale):
+        return RMSNorm(1e-3, jnp.float32, groups).apply({"params": {"scale": scale}}, x)
+
+    want, want_pullback = jax.vjp(flax, x, scale)
+    got, got_pullback = jax.vjp(ours, x, scale)
     np.testing.assert_allclose(got, want, atol=1e-5)
     for a, b in zip(got_pullback(cotangent), want_pullback(cotangent)):
         np.testing.assert_allclose(a, b, atol=2e-5)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bipft_jax.errors import unknown_name
+from bipft_jax.interop.fixtures.bitnet_laws import check_energy, check_scaling_fit
 from bipft_jax.interop.fixtures.bitnet_units import check_bitnet_units
 from bipft_jax.interop.fixtures.causal import check_decoder
 from bipft_jax.interop.fixtures.causal_generation import check_generation
@@ -43,6 +44,8 @@ CHECKS: dict[str, Callable[[Fixture, str], None]] = {
     "trajectory": check_trajectory,
     "bitnet_unit": check_bitnet_units,
     "bitnet_schedule": check_schedules,
+    "bitnet_cost": check_energy,
+    "bitnet_scaling_fit": check_scaling_fit,
     "causal_lm": check_decoder,
     "causal_lm_trajectory": check_causal_trajectory,
     "causal_lm_generation": check_generation,

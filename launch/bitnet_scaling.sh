@@ -32,7 +32,7 @@ source launch/environment.sh
 prepare_environment ""
 python=.venv/bin/python
 # The runs of a size share shapes: each is compiled once.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/$runs/compiled}"
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(realpath -m "$runs/compiled")}"
 
 $python -m bipft_jax.data.corpus --input "${TEXT:-package-docs}" --output "$runs/corpus" \
   --tokenizer "sentencepiece:${VOCABULARY:-1024}" --sequence_length "$length"

@@ -24,7 +24,7 @@ python=.venv/bin/python
 runs="${3:-runs/mini_on_glue}"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 # The runs share shapes: each shape is compiled once.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/$runs/compiled}"
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(realpath -m "$runs/compiled")}"
 
 $python -m bipft_jax.data.corpus --output "$runs/corpus" \
   --input "$text/*-train-*.jsonl.xz" --validation_input "$text/*-validation-*.jsonl.xz" \

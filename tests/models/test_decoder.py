@@ -29,7 +29,8 @@ BATCH, LENGTH, VOCAB = 16, 6, 24
 
 def config_of(recipe, **changes):
     sizes = dict(vocab_size=VOCAB, layers=2, hidden=32, intermediate=64, heads=8, kv_heads=4)
-    return DecoderConfig(recipe, **sizes | changes)
+    # "auto" traces every product for every platform.
+    return DecoderConfig(recipe, compute="int8", **sizes | changes)
 
 
 def batch_of():
@@ -60,7 +61,9 @@ def logits_of(ids, segments, **recipe):
     return np.asarray(apply(jnp.asarray(ids, jnp.int32), jnp.asarray(segments, jnp.int32)))
 
 
-@pytest.mark.parametrize("recipe", [{}, dict(norm="linear", gate="silu")])
+@pytest.mark.parametrize(
+    "recipe", [{}, pytest.param(dict(norm="linear", gate="silu"), marks=pytest.mark.long)]
+)
 def test_a_position_sees_its_own_document_up_to_itself(recipe):
     ids = np.array([[3, 1, 4, 1, 5, 9], [3, 1, 4, 2, 6, 5], [0, 7, 4, 1, 5, 9]])
     one = np.ones_like(ids)
@@ -148,6 +151,7 @@ def test_with_a_group_per_device_no_statistic_crosses_the_network(recipe):
     assert f"f32[2,{LENGTH}]" in communicated(groups=1)  # largest magnitudes of tokens
 
 
+@pytest.mark.long
 def test_lean_rematerialisation_and_bfloat16_keep_the_gradient():
     model, params = model_and_params()
     batch = batch_of()

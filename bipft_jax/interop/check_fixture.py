@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bipft_jax.errors import unknown_name
 from bipft_jax.interop.fixtures.bitnet_laws import check_energy, check_scaling_fit
+from bipft_jax.interop.fixtures.bitnet_packing import check_packing
 from bipft_jax.interop.fixtures.bitnet_units import check_bitnet_units
 from bipft_jax.interop.fixtures.causal import check_decoder
 from bipft_jax.interop.fixtures.causal_generation import check_generation
@@ -43,6 +44,7 @@ CHECKS: dict[str, Callable[[Fixture, str], None]] = {
     "distillation": check_distillation,
     "trajectory": check_trajectory,
     "bitnet_unit": check_bitnet_units,
+    "bitnet_packing": check_packing,
     "bitnet_schedule": check_schedules,
     "bitnet_cost": check_energy,
     "bitnet_scaling_fit": check_scaling_fit,

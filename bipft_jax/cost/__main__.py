@@ -18,6 +18,12 @@ from pathlib import Path
 from bipft_jax.checkpoints.source import load_source
 from bipft_jax.cost.figures import Figures, figures_of, shapes_of, twin_of
 from bipft_jax.cost.report import energy_report, published_energy_report, report
+from bipft_jax.models.decoder_recipes import (
+    DECODER_RECIPES,
+    DECODER_SIZES,
+    decoder_config,
+    decoder_recipe_named,
+)
 from bipft_jax.models.recipes import RECIPES, SIZES, bert_config, recipe_named
 from bipft_jax.paths import require_local
 
@@ -33,9 +39,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--recipe", help=f"of: {', '.join(RECIPES)}")
+    model.add_argument("--recipe", help=f"of: {', '.join((*RECIPES, *DECODER_RECIPES))}")
     model.add_argument("--workdir", metavar="DIR", help="of a run, for its model")
-    parser.add_argument("--size", default="base", help=f"of: {', '.join(SIZES)} (%(default)s)")
+    sizes = f"of: {', '.join(SIZES)} (%(default)s); of decoders {', '.join(DECODER_SIZES)}"
+    parser.add_argument("--size", default="base", help=sizes)
     parser.add_argument("--estimator_rank", type=int, default=-1, help="as in a config")
     parser.add_argument("--vocab_size", type=int, default=BERT_VOCABULARY, help="%(default)s")
     parser.add_argument("--length", type=int, default=128, help="tokens (%(default)s)")
@@ -74,6 +81,10 @@ def _figures(arguments: argparse.Namespace) -> dict[str, Figures]:
     if arguments.workdir is not None:
         source = load_source(arguments.workdir)
         config, params = source.config(), source.params
+    elif arguments.recipe in DECODER_RECIPES:
+        recipe = decoder_recipe_named(arguments.recipe)
+        config = decoder_config(recipe, arguments.size, arguments.vocab_size)
+        params = shapes_of(config)
     else:
         recipe = recipe_named(arguments.recipe, arguments.estimator_rank)
         config = bert_config(recipe, arguments.size, arguments.vocab_size)

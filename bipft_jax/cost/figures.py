@@ -11,10 +11,14 @@ import jax.numpy as jnp
 from bipft_jax.cost.energy import PICOJOULES, Energy, energy
 from bipft_jax.cost.memory import Part, parts
 from bipft_jax.cost.operations import Operations, elementwise_operations, operations
-from bipft_jax.cost.products import encoder_products
+from bipft_jax.cost.products import products_of
 from bipft_jax.models.bert import SEQUENCE_INPUTS, Bert
+from bipft_jax.models.decoder_recipes import DECODER_RECIPES, DecoderConfig
 from bipft_jax.models.parameters import Params
 from bipft_jax.models.recipes import RECIPES, BertConfig
+from bipft_jax.objectives.causal_lm import CAUSAL_LM
+
+ModelConfig = BertConfig | DecoderConfig
 
 PRECISIONS = ("fp32", "fp16")
 
@@ -24,7 +28,7 @@ class Figures:
     """parts: of the parameters. operations, joules: of one sequence of `length` tokens; joules by
     the precision of the full-precision products and the process node."""
 
-    config: BertConfig
+    config: ModelConfig
     length: int
     parts: list[Part]
     operations: Operations
@@ -47,19 +51,19 @@ class Figures:
         }
 
 
-def figures_of(config: BertConfig, params: Params, length: int) -> Figures:
+def figures_of(config: ModelConfig, params: Params, length: int) -> Figures:
     """The figures of a model.
 
     params: arrays or shapes, as for `memory.parts`. length: tokens of the sequence.
 
-    Raises: ValueError if the model has fewer positions.
+    Raises: ValueError if the model is an encoder with fewer positions.
     """
-    if length > config.max_positions:
+    if isinstance(config, BertConfig) and length > config.max_positions:
         raise ValueError(
             f"length is {length}, but the model has {config.max_positions} positions: give at most "
             "as many"
         )
-    products = list(encoder_products(config, length))
+    products = products_of(config, length)
     return Figures(
         config=config,
         length=length,
@@ -73,13 +77,19 @@ def figures_of(config: BertConfig, params: Params, length: int) -> Figures:
     )
 
 
-def twin_of(config: BertConfig) -> BertConfig:
+def twin_of(config: ModelConfig) -> ModelConfig:
     """The full-precision model of the same dimensions."""
+    if isinstance(config, DecoderConfig):
+        full = DECODER_RECIPES["bitnet_fp"]
+        block = dict(gate=config.recipe.gate, norm=config.recipe.norm, groups=config.recipe.groups)
+        return dataclasses.replace(config, recipe=dataclasses.replace(full, **block))
     return dataclasses.replace(config, recipe=RECIPES["fp"], fused_attention=False)
 
 
-def shapes_of(config: BertConfig) -> Params:
-    """Shapes and dtypes of the parameters of the encoder and pooler."""
+def shapes_of(config: ModelConfig) -> Params:
+    """Shapes and dtypes of the parameters of an encoder with its pooler, or of a decoder."""
+    if isinstance(config, DecoderConfig):
+        return CAUSAL_LM.abstract_params(config)
     ids = [jax.ShapeDtypeStruct((1, 1), jnp.int32)] * len(SEQUENCE_INPUTS)
     model = Bert(config)
     return jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x, True), *ids)["params"]

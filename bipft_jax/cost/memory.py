@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from bipft_jax.cost.products import FLOAT_BITS, bits
+from bipft_jax.models.decoder_recipes import DecoderConfig
 from bipft_jax.models.layers import BINARY_LINEARS
 from bipft_jax.models.parameters import Params, is_scale, named_leaves
 from bipft_jax.models.recipes import BertConfig
@@ -52,10 +53,11 @@ _ORDER = (LINEARS, WORDS, POSITIONS, SEGMENTS, BIASES, NORMS, SHIFTS, SCALES, ES
 _BERT = (LINEARS, WORDS, POSITIONS, SEGMENTS, BIASES, NORMS)  # what full-precision BERT has, too
 
 
-def parts(config: BertConfig, params: Params) -> list[Part]:
+def parts(config: BertConfig | DecoderConfig, params: Params) -> list[Part]:
     """The parts of a model.
 
-    params: of `Bert`, or of a model with heads that has it as `bert`; arrays or shapes.
+    params: of a decoder, of `Bert`, or of a model with heads that has it as `bert`; arrays or
+      shapes.
     """
     encoder, heads = params, {}
     if "bert" in params:
@@ -70,13 +72,13 @@ def parts(config: BertConfig, params: Params) -> list[Part]:
             name,
             before.parameters + leaf.size,
             bits(quantizer),
-            before.scales + _scales(leaf, quantizer),
+            before.scales + _scales(leaf, quantizer) * config.recipe.groups,
         )
     return [part for part in sums.values() if part.parameters]
 
 
-def _kind(path: str, config: BertConfig) -> tuple[str, Any]:
-    """The part that a parameter of `Bert` belongs to, and its quantizer."""
+def _kind(path: str, config: BertConfig | DecoderConfig) -> tuple[str, Any]:
+    """The part that a parameter of encoder or decoder belongs to, and its quantizer."""
     module, leaf = path.split("/")[-2:]
     if module in BINARY_LINEARS and leaf == "kernel":
         return LINEARS, config.recipe.weight
@@ -84,6 +86,8 @@ def _kind(path: str, config: BertConfig) -> tuple[str, Any]:
         return WORDS, config.recipe.embedding
     if module in (POSITIONS, SEGMENTS):
         return module, None
+    if module == "head":
+        return HEADS, None
     if leaf == "input_shift":
         return SHIFTS, None
     if is_scale(path):
@@ -116,3 +120,9 @@ def bits_of_binary_matrices(all_parts: list[Part]) -> float:
     what only binary models have (shifts, scales, estimators) is left out: 15.0 MiB and 28 times for
     base."""
     return sum(part.parameters * part.bits / 8 for part in all_parts if part.name in _BERT)
+
+
+def bits_of_quantised_matrices(all_parts: list[Part]) -> float:
+    """Bytes with the codes' bits for quantised weights, and float32 for their scales and all other
+    parameters."""
+    return sum(part.parameters * part.bits / 8 + _FLOAT * part.scales for part in all_parts)

@@ -11,14 +11,19 @@ import dataclasses
 from collections.abc import Iterable
 
 from bipft_jax.cost.products import FLOAT_BITS, Product, bits
+from bipft_jax.models.decoder_recipes import DecoderConfig
 from bipft_jax.models.recipes import BertConfig
 
 _WORD = 64  # bits
 
 # Operations per element: of the exact GELU erf, two multiplications and an addition; of LayerNorm
-# sum, subtraction, square, sum, division, gain and bias; of softmax scaling, exponential, sum and
-# division.
-_PER_ELEMENT = {"gelu": 4, "relu": 1, "layer_norm": 7, "softmax": 4}
+# sum, subtraction, square, sum, division, gain and bias; of RMSNorm square, sum, division and gain;
+# of softmax scaling, exponential, sum and division; of a rotation two multiplications and an
+# addition; of a gate its function (SiLU: exponential, addition, division) and the product.
+_PER_ELEMENT = {
+    **{"gelu": 4, "relu": 1, "layer_norm": 7, "rms_norm": 4, "softmax": 4, "rotation": 3},
+    **{"relu2": 3, "silu": 4},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +54,13 @@ def operations(products: Iterable[Product], elementwise: float) -> Operations:
     return Operations(full_precision, quantised, counted, elementwise)
 
 
-def elementwise_operations(config: BertConfig, length: int) -> int:
+def elementwise_operations(config: BertConfig | DecoderConfig, length: int) -> int:
+    """Operations on single numbers for one sequence of `length` tokens."""
+    of_family = _of_decoder if isinstance(config, DecoderConfig) else _of_encoder
+    return of_family(config, length)
+
+
+def _of_encoder(config: BertConfig, length: int) -> int:
     """Additions, multiplications, comparisons and functions of single numbers, for one sequence:
     biases, shifts, quantisation, scales of products of codes, activation, residuals, softmax,
     LayerNorm, embeddings."""
@@ -75,3 +86,22 @@ def elementwise_operations(config: BertConfig, length: int) -> int:
     embeddings = h * (2 + _PER_ELEMENT["layer_norm"])
     pooler = h * (2 + (recipe.pooler == "layernorm_residual") * _PER_ELEMENT["layer_norm"])
     return length * (config.layers * per_token + embeddings) + pooler
+
+
+def _of_decoder(config: DecoderConfig, length: int) -> int:
+    """Norms, quantisation, scales of products of codes, rotation, softmax, gate, residuals."""
+    recipe, h, inner = config.recipe, config.hidden, config.intermediate
+    of_keys = config.kv_heads * config.head_width
+    # Inputs of query, key, value and output linear, of gate, first and last of the feed-forward.
+    inputs = 4 * h + 2 * h + inner
+    outputs = 2 * h + 2 * of_keys + 2 * inner + h
+    normed = 3 * h + inner if recipe.norm == "block" else inputs
+    per_token = normed * _PER_ELEMENT["rms_norm"] + 2 * h  # residual sums
+    per_token += (h + of_keys) * _PER_ELEMENT["rotation"]
+    per_token += config.heads * length * _PER_ELEMENT["softmax"]
+    per_token += inner * _PER_ELEMENT[recipe.gate]
+    if bits(recipe.linear_input) < FLOAT_BITS:
+        per_token += inputs
+    if bits(recipe.weight) < FLOAT_BITS:
+        per_token += outputs
+    return length * (config.layers * per_token + h * _PER_ELEMENT["rms_norm"])

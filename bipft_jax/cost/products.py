@@ -1,12 +1,13 @@
-"""The matrix products of one forward pass of the encoder, as data."""
+"""The matrix products of one forward pass, as data."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
 
+from bipft_jax.models.decoder_recipes import DecoderConfig
 from bipft_jax.models.recipes import BertConfig
-from bipft_jax.quantization.quantizers import Quantizer
+from bipft_jax.quantization.quantizers import Quantizer, TernaryMean
 
 FLOAT_BITS = 32
 
@@ -38,8 +39,16 @@ class Product:
 
 
 def bits(quantizer: Quantizer | None) -> int:
-    """The bits of a quantizer's codes; those without the attribute have one."""
-    return FLOAT_BITS if quantizer is None else getattr(quantizer, "bits", 1)
+    """The bits of a quantizer's codes as they are stored; those without the attribute have one."""
+    if quantizer is None:
+        return FLOAT_BITS
+    return 2 if isinstance(quantizer, TernaryMean) else getattr(quantizer, "bits", 1)
+
+
+def products_of(config: BertConfig | DecoderConfig, length: int) -> list[Product]:
+    """The products of one sequence of `length` tokens."""
+    of_family = decoder_products if isinstance(config, DecoderConfig) else encoder_products
+    return list(of_family(config, length))
 
 
 def encoder_products(config: BertConfig, length: int) -> Iterator[Product]:
@@ -66,3 +75,28 @@ def encoder_products(config: BertConfig, length: int) -> Iterator[Product]:
         yield Product("low-rank, down", s, h, rank, 4 * layers)
         yield Product("low-rank, up", s, rank, h, 4 * layers)
     yield Product("pooler", 1, h, h, 1, inputs, weight)
+
+
+def decoder_products(config: DecoderConfig, length: int) -> Iterator[Product]:
+    """The products of the blocks of a decoder, without embedding and head.
+
+    Attention's two products are full precision (BitNet SPEC 4), and count as one product of the
+    hidden width each, without what the causal mask could save.
+    """
+    recipe, s, h, inner, layers = (
+        config.recipe,
+        length,
+        config.hidden,
+        config.intermediate,
+        config.layers,
+    )
+    weight, inputs = bits(recipe.weight), bits(recipe.linear_input)
+    of_keys = config.kv_heads * config.head_width
+    yield Product("query", s, h, h, layers, inputs, weight)
+    yield Product("key, value", s, h, of_keys, 2 * layers, inputs, weight)
+    yield Product("query x key", s, h, s, layers)
+    yield Product("probabilities x value", s, s, h, layers)
+    yield Product("attention output", s, h, h, layers, inputs, weight)
+    yield Product("feed-forward, gate and first", s, h, inner, 2 * layers, inputs, weight)
+    ffn_inputs = bits(recipe.ffn_output_input)
+    yield Product("feed-forward, last", s, inner, h, layers, ffn_inputs, weight)

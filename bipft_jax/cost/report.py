@@ -13,6 +13,7 @@ from bipft_jax.cost.energy import (
     published_products,
 )
 from bipft_jax.cost.figures import PRECISIONS, Figures
+from bipft_jax.models.decoder_recipes import DecoderConfig
 from bipft_jax.reports.tables import aligned
 
 _MIB, _GIGA = 2**20, 1e9
@@ -59,8 +60,22 @@ def parts_table(parts: Sequence[memory.Part]) -> str:
 
 def _bytes(model: Figures, twin: Figures) -> str:
     whole = sum(part.float_bytes for part in twin.parts)
+    if isinstance(model.config, DecoderConfig):
+        head = "MiB"
+        name = "quantised matrices at their bits, the rest float32"
+        counts = {name: memory.bits_of_quantised_matrices(model.parts)}
+    else:
+        head, counts = "MiB, encoder and pooler", _bytes_of_encoder(model)
+    rows = [[head, "full precision", config_name(model), "ratio"]]
+    for name, count in counts.items():
+        rows.append([name, f"{whole / _MIB:.1f}", f"{count / _MIB:.2f}", f"{whole / count:.1f}"])
+    return aligned(rows, right=range(1, 4))
+
+
+def _bytes_of_encoder(model: Figures) -> dict[str, float]:
+    """Bytes by the convention that counts them."""
     packed = sum(part.packed_bytes for part in model.parts if part.name != memory.HEADS)
-    counts = {
+    return {
         "every matrix and table at its bits, biases float32 (papers)": (
             memory.bits_of_every_matrix(model.parts)
         ),
@@ -69,10 +84,6 @@ def _bytes(model: Figures, twin: Figures) -> str:
         ),
         "packed file: all parameters; tables and row scales float16": packed,
     }
-    rows = [["MiB, encoder and pooler", "full precision", config_name(model), "ratio"]]
-    for name, count in counts.items():
-        rows.append([name, f"{whole / _MIB:.1f}", f"{count / _MIB:.2f}", f"{whole / count:.1f}"])
-    return aligned(rows, right=range(1, 4))
 
 
 def _operations(model: Figures, twin: Figures) -> str:

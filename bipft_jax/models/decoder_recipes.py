@@ -37,6 +37,7 @@ class DecoderRecipe:
     gate: str = "relu2"
     norm: str = "block"
     groups: int = 1
+    embedding = None  # full precision in every recipe
 
     def __post_init__(self):
         if self.gate not in GATES:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bipft_jax.reports.scaling import figure, main, parameters, predict, read_points, report
+from bipft_jax.scaling import figure, main, parameters, predict, read_points, report
 
 SIZES = ("2x48", "3x64", "4x96", "5x128", "6x160")
 
@@ -60,12 +60,12 @@ def test_report_and_figure(results, tmp_path, capsys):
     output = tmp_path / "scaling.png"
     main([str(results), "--output", str(output)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:4] == ["bitnet_fp", "2x48", f"{parameters('2x48'):,}", "1"]
-    assert lines[6].split()[3:6] == ["2", f"{law('2x48'):.4f}", "0.0141"]
+    assert lines[1].split()[:3] == ["bitnet_fp", "2x48", f"{parameters('2x48'):,}"]
+    assert lines[6].split()[4:7] == ["2", f"{law('2x48'):.4f}", "0.0141"]
     assert f"it has {law('6x160'):.4f}" in lines[11]
     assert output.read_bytes().startswith(b"\x89PNG")
-    (panel,) = figure(read_points([results])).axes
-    assert panel.get_xscale() == "log" and len(panel.lines) == 6
+    sizes, energies = figure(read_points([results])).axes
+    assert sizes.get_xscale() == "log" and (len(sizes.lines), len(energies.lines)) == (6, 2)
     assert report({"bitnet_fp": read_points([results])["bitnet_fp"][:3]}).count("predict") == 0
 
 

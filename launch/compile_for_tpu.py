@@ -1,4 +1,4 @@
-"""Looks at a pretraining run on a TPU slice before it is there. Flags only; the logic is in
+r"""Looks at a pretraining run on a TPU slice before it is there. Flags only; the logic is in
 bipft_jax/pods/.
 
     python launch/compile_for_tpu.py --config=configs/pretrain.py:bipft_b,base \

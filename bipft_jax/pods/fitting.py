@@ -11,14 +11,16 @@ from bipft_jax.pods.programs import compiled
 from bipft_jax.pods.setting import Setting, changed, setting_of
 from bipft_jax.training import sharding
 
-_ROWS = 8  # of a micro-batch: the search's step, a TPU's sublanes
+_ROWS = 8  # of a micro-batch: a TPU's sublanes
+_TRIES = 6  # programs compiled in search of the most rows
+_CLOSE = 1 / 16  # of the rows: the search ends when no more can be won
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """remat: the first policy of `REMAT_POLICIES`, which store less and less, with which the
-    config's batch fits; None if none does. rows: the most sequences on a device with it, to within
-    8 of each micro-batch. bytes: of HBM that they take."""
+    config's batch fits; None if none does. rows: the most sequences on a device that fit with it,
+    of those that were tried. bytes: of HBM that they take."""
 
     remat: str | None
     rows: int
@@ -26,34 +28,36 @@ class Fit:
 
 
 def fit(setting: Setting, say: Callable[[str], None]) -> Fit:
-    """Compiles the update until the answer is known: once for each policy that does not fit, and a
-    few times with more sequences. Memory is taken to be linear in the sequences, then checked."""
+    """Compiles the update with each policy until one fits, then with more and more sequences."""
     for remat in REMAT_POLICIES:
-        first = _bytes(setting, remat, setting.rows, say)
-        if first is not None:
-            return _most(setting, remat, first, say)
+        size = _bytes(setting, remat, setting.rows, say)
+        if size is not None:
+            return _most(setting, remat, size, say)
     return Fit(None, 0, 0)
 
 
-def _most(setting: Setting, remat: str, first: int, say: Callable[[str], None]) -> Fit:
-    step, rows, hbm = _ROWS * setting.config.accumulation, setting.rows, setting.chip.hbm
-    largest, used = rows, first  # that fit
-    smallest = None  # that do not
-    wanted = 2 * rows
-    while smallest is None or largest + step < smallest:
-        size = _bytes(setting, remat, wanted, say)
-        if size is None:
-            smallest = wanted
+def _most(setting: Setting, remat: str, size: int, say: Callable[[str], None]) -> Fit:
+    """Tries as many rows as fit by the line through the last two sizes, and halves what is between
+    the most that fit and the least that do not. size: of the config's rows."""
+    step, rows = _ROWS * setting.config.accumulation, setting.rows
+    too_many, wanted = None, 2.0 * rows
+    for _ in range(_TRIES):
+        tried = max(int(wanted) // step * step, rows + step)
+        if too_many is not None and tried >= too_many:
+            break
+        larger = _bytes(setting, remat, tried, say)
+        if larger is None:
+            too_many = tried
+            wanted = (rows + too_many) / 2
         else:
-            slope = (size - used) / (wanted - largest)
-            largest, used = wanted, size
-        if smallest is None:
-            # As many as fit by the line through the last two sizes, and a step for what it misses.
-            more = int((hbm - used) / slope) if slope > 0 else largest
-            wanted = largest + max(step, more // step * step)
-        else:
-            wanted = largest + max(step, (smallest - largest) // 2 // step * step)
-    return Fit(remat, largest, used)
+            slope = (larger - size) / (tried - rows)
+            rows, size = tried, larger
+            wanted = rows + (setting.chip.hbm - size) / slope if slope > 0 else 2.0 * rows
+            if too_many is not None:
+                wanted = min(wanted, (rows + too_many) / 2)
+        if wanted - rows < _CLOSE * rows:
+            break
+    return Fit(remat, rows, size)
 
 
 def _bytes(setting: Setting, remat: str, rows: int, say: Callable[[str], None]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import random
 import tempfile
 import time
@@ -21,7 +22,7 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def sequences_per_second(
-    how: FromCorpus, config: ml_collections.ConfigDict, length: int, seconds: float = 1.0
+    objective: FromCorpus, config: ml_collections.ConfigDict, length: int, seconds: float = 1.0
 ) -> float:
     """Sequences that one process of this machine makes a second, without worker processes: of the
     config's corpus or, if it has none, of a small corpus of random words in a temporary directory.
@@ -29,7 +30,7 @@ def sequences_per_second(
     length: tokens of an example of random words.
     """
     with _corpus(config, length) as corpus:
-        examples = how.examples(corpus, "train", config.seed, config)
+        examples = objective.examples(corpus, "train", config.seed, config)
         examples.at(range(_ROWS))
         made, start = 0, time.perf_counter()
         while (taken := time.perf_counter() - start) < seconds or not made:
@@ -55,5 +56,6 @@ def _corpus(config: ml_collections.ConfigDict, length: int) -> Iterator[Corpus]:
         breaks = ("\n\n" if number % _SENTENCES == 0 else "\n" for number in range(1, 10**9))
         text.write_text("".join(map("".join, zip(sentences, breaks))), encoding="utf-8")
         request = CorpusRequest([str(text)], str(vocabulary), sequence_length=length)
-        prepare_corpus(request, directory / "corpus", num_processes=1)
+        with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+            prepare_corpus(request, directory / "corpus", num_processes=1)
         yield load_corpus(directory / "corpus")

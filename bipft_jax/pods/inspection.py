@@ -137,8 +137,8 @@ def _input(setting: Setting, step: Step) -> Input:
     rows = max(
         len(layout.rows_held(config.batch_size, host)) for host in set(layout.hosts.tolist())
     )
-    how = setting.learner.objective.from_corpus
-    made = hosts.sequences_per_second(how, config, setting.length)
+    objective = setting.learner.objective.from_corpus
+    made = hosts.sequences_per_second(objective, config, setting.length)
     text = f"of {config.corpus_dir or 'a small corpus of random words'}"
     return Input(rows / step.seconds, made, text)
 

@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from bipft_jax.pods import compiler, cost
+from bipft_jax.pods import compiler, cost, hlo
 from bipft_jax.pods.chips import Chip
 from bipft_jax.training.learner import Program
 
@@ -38,7 +38,7 @@ class Compiled:
     of all cores."""
 
     name: str
-    program: compiler.Program
+    module: hlo.Module
     cost: cost.Cost
     memory: Memory
     seconds: float
@@ -64,7 +64,7 @@ def compiled(program: Program, mesh: jax.sharding.Mesh, chip: Chip, resident: in
         code=sizes.generated_code_size_in_bytes,
         beside=max(0, resident - sizes.argument_size_in_bytes),
     )
-    return Compiled(program.name, made, cost.of(made, chip), memory, seconds, cpu)
+    return Compiled(program.name, made.module, cost.of(made, chip), memory, seconds, cpu)
 
 
 def bytes_on_a_device(tree: object) -> int:

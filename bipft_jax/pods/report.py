@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import importlib.metadata
-import re
 from typing import Any
 
 import jax
 
 from bipft_jax.pods import network
-from bipft_jax.pods.cost import Cost
 from bipft_jax.pods.inspection import Inspection
 from bipft_jax.pods.scaling import Rung
 from bipft_jax.pods.timeline import Timed
@@ -18,8 +15,6 @@ from bipft_jax.reports.tables import aligned
 
 _GIB = 2**30
 _COSTLIEST = 8  # parts
-# Names in an operation's name that are of no module.
-_ADDED = re.compile(r"while|body|closed_call|checkpoint|rematted_computation|cond|branch_\w+")
 
 
 def text(inspection: Inspection, usd_per_chip_hour: float | None = None) -> str:
@@ -78,7 +73,7 @@ def record(inspection: Inspection, usd_per_chip_hour: float | None = None) -> di
     if step is not None:
         record |= {
             "cycles_by_kind": inspection.update.cost.by_kind,
-            "cycles_by_part": by_part(inspection.update.cost),
+            "cycles_by_module": inspection.update.cost.by_module,
             "cycles_by_source": inspection.update.cost.by_source,
             "collectives": [_timed(inspection, one) for one in step.collectives],
             "step_seconds": step.seconds,
@@ -190,37 +185,17 @@ def _collectives(inspection: Inspection) -> str:
 
 
 def _costliest(inspection: Inspection) -> str:
-    cycles = by_part(inspection.update.cost)
+    cost = inspection.update.cost
     rows = [
-        (f"{some / 1e6:.2f}", f"{some / sum(cycles.values()):.0%}", part)
-        for part, some in list(cycles.items())[:_COSTLIEST]
+        (f"{cycles / 1e6:.2f}", f"{cycles / cost.cycles:.0%}", module)
+        for module, cycles in list(cost.by_module.items())[:_COSTLIEST]
     ]
     return aligned([("M cycles", "of all", "costliest parts of the update"), *rows], right=(0, 1))
 
 
-def by_part(cost: Cost) -> dict[str, float]:
-    """Cycles by part of the model, forward and backward apart, most first."""
-    totals: collections.Counter[str] = collections.Counter()
-    for charge in cost.charges:
-        totals[part_of(charge.instruction.op_name)] += charge.cycles
-    return dict(totals.most_common())
-
-
-def part_of(operation: str) -> str:
-    """The modules of an operation's name in the traced program, without what JAX adds:
-    "jit(step)/transpose(jvp(Bert))/encoder/while/body/checkpoint/layers/ffn/dot_general" is
-    "encoder/layers/ffn, backward"."""
-    if not operation:
-        return "without a name"
-    first, *modules = operation.split("/")[:-1] or [operation]
-    kept = [name for name in modules if "(" not in name and not _ADDED.fullmatch(name)]
-    backward = ", backward" if "transpose(" in operation else ""
-    return ("/".join(kept) or first) + backward
-
-
 def _step(inspection: Inspection) -> str:
     step, chip = inspection.step, inspection.setting.chip
-    input_, low = inspection.input, chip.clock / chip.clock_range[1]
+    input_, (low, high) = inspection.input, chip.clock_range
     rate = inspection.tokens_per_second
     workers = -(-input_.wanted // input_.made)
     return (
@@ -229,8 +204,8 @@ def _step(inspection: Inspection) -> str:
         f"{1e3 * step.communication.dcn:.1f}, partly hidden); "
         f"{rate / inspection.setting.length:,.0f} sequences/s, {rate / 1e6:.3f} M tokens/s, "
         f"MFU {inspection.mfu:.0%}\n"
-        f"at an assumed clock of {chip.clock / 1e9:.2f} GHz; at {chip.clock_range[1] / 1e9:.2f}, "
-        f"the highest that fits what is known, compute is between {low:.2f} of that and all of it\n"
+        f"the clock is assumed to be {chip.clock / 1e9:.2f} GHz; {low / 1e9:.2f} to "
+        f"{high / 1e9:.2f} fit what is known\n"
         f"each host must make {input_.wanted:,.0f} sequences/s; one process of this machine makes "
         f"{input_.made:,.0f} ({input_.measured}): {workers:.0f} at once (--config.data_workers)"
     )

@@ -69,7 +69,7 @@ def step_of(compiled: Compiled, setting: Setting) -> Step:
 
     partitions = layout.devices // layout.num_slices
     compute = compute_seconds(compiled.cost, chip)
-    return timeline.step_of(compiled.program.module, compute, partitions, seconds)
+    return timeline.step_of(compiled.module, compute, partitions, seconds)
 
 
 def curve(compiled: Compiled, setting: Setting, alone: Compiled) -> list[Rung]:
@@ -79,33 +79,24 @@ def curve(compiled: Compiled, setting: Setting, alone: Compiled) -> list[Rung]:
       compiled, setting: the update, on one slice.
       alone: the update of the same rows for one device.
     """
-    chip, fixed = setting.chip, alone.cost.by_kind["optimizer"] / setting.chip.clock
-    one = alone.cost.seconds(chip)
-    devices = setting.layout.devices
-    together = fixed + (one - fixed) * devices  # the batch on one device
+    chip, keys = setting.chip, setting.config.mesh
+    one, fixed = alone.cost.seconds(chip), alone.cost.by_kind["optimizer"] / chip.clock
+    # The whole batch on one device.
+    together = fixed + (one - fixed) * sharding.batch_shards(setting.mesh)
     rungs = []
-    for topology, slices in [f for f in map(lambda n: slice_of(chip, n), SIZES) if f]:
-        there = tpu(topology, slices)[1]
-        if (len(there) // slices) % (setting.config.mesh.fsdp * setting.config.mesh.tensor):
+    for topology, slices in filter(None, (slice_of(chip, chips) for chips in SIZES)):
+        devices = tpu(topology, slices)[1]
+        if (len(devices) // slices) % (keys.fsdp * keys.tensor):
             continue
-        mesh = sharding.make_mesh(setting.config.mesh.fsdp, setting.config.mesh.tensor, there)
-        layout, share = Layout.of(mesh, chip), devices / len(there)
+        mesh = sharding.make_mesh(keys.fsdp, keys.tensor, devices)
+        layout = Layout.of(mesh, chip)
         weak = _moved(compiled, setting, layout, 1.0)
         strong = efficiency = None
         if setting.config.batch_size % sharding.batch_shards(mesh) == 0:
-            strong = _moved(compiled, setting, layout, share)
-            efficiency = together / (strong.seconds * len(there))
-        rungs.append(
-            Rung(
-                len(there) // chip.devices,
-                topology,
-                slices,
-                weak,
-                one / weak.seconds,
-                strong,
-                efficiency,
-            )
-        )
+            strong = _moved(compiled, setting, layout, setting.layout.devices / len(devices))
+            efficiency = together / (strong.seconds * len(devices))
+        chips, weakly = len(devices) // chip.devices, one / keys.tensor / weak.seconds
+        rungs.append(Rung(chips, topology, slices, weak, weakly, strong, efficiency))
     return rungs
 
 
@@ -148,4 +139,4 @@ def _moved(compiled: Compiled, setting: Setting, layout: Layout, rows: float) ->
         return network.seconds(kind, size, layout.place(layout.along(axes)), chip)
 
     compute = compute_seconds(compiled.cost, chip, rows)
-    return timeline.step_of(compiled.program.module, compute, own.devices, seconds)
+    return timeline.step_of(compiled.module, compute, own.devices, seconds)

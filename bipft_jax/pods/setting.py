@@ -15,7 +15,7 @@ from bipft_jax.models.parameters import Params
 from bipft_jax.pods.chips import Chip
 from bipft_jax.pods.compiler import tpu
 from bipft_jax.pods.topology import Layout
-from bipft_jax.training import sharding, weight_statistics
+from bipft_jax.training import sharding
 from bipft_jax.training.flops import update_flops
 from bipft_jax.training.learner import Learner, Program
 
@@ -54,16 +54,14 @@ class Setting:
     @property
     def flops(self) -> float:
         """Model FLOPs of an update, on all devices."""
-        config, how = self.learner.model.config, self.learner.objective.from_corpus
-        heads = how.head_products(config, how.example(self.length, self.config))
+        config, objective = self.learner.model.config, self.learner.objective.from_corpus
+        heads = objective.head_products(config, objective.example(self.length, self.config))
         return update_flops(config, self.config.batch_size, self.length, heads)
 
     @property
     def kernels(self) -> dict[str, tuple[int, ...]]:
         """Shape [layers, in, out] of each binarised kernel by its module's path."""
-        params = self.learner.abstract_state.params
-        quantizer = self.learner.model.config.recipe.weight
-        codes = jax.eval_shape(lambda p: weight_statistics.binary_codes(p, quantizer), params)
+        codes = self.learner.codes.eval_shape(self.learner.abstract_state.params)
         return {path: leaf.shape for path, leaf in codes.items()}
 
     def programs(self) -> list[Program]:
@@ -91,8 +89,8 @@ def setting_of(
     if slices < 1:
         raise ValueError(f"slices is {slices}: it must be 1 or more")
     pretrain.check_together(config)
-    chip, there = tpu(topology, slices)
-    mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.tensor, there[:devices])
+    chip, all_devices = tpu(topology, slices)
+    mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.tensor, all_devices[:devices])
     learner = pretrain.learner_of(config, vocab_size, mesh)
     positions = learner.model.config.max_positions
     if not MINIMUM_SEQUENCE_LENGTH <= length <= positions:

@@ -1,5 +1,7 @@
 """Collectives in a program's text, where their groups lie, and the time of a step, by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -162,6 +164,9 @@ def test_a_group_is_placed_in_the_torus():
     assert large.place(range(0, 256, 32)) == Place(8, 1, (8, 1, 1), (False, False, False))
     assert two.place(range(32)) == Place(32, 2, (4, 4, 1), (False, False, False))
     assert (two.place([0, 16]).network, two.place([0, 15]).network) == ("DCN", "ICI")
+    cubes = dataclasses.replace(layout_of(length=8), ring=4)
+    assert cubes.place(range(8)).rings == (False, True, False)
+    assert cubes.place(range(4)).rings == (False, False, False)  # half of it has no link back
     split = layout_of(tensor=4)
     assert split.spanned([0, 1, 2, 3]) == {"tensor"} and split.spanned([0, 4, 8]) == {"data"}
     assert split.along({"data"}) == [0, 4, 8, 12] and split.along({"tensor"}) == [0, 1, 2, 3]

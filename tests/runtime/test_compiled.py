@@ -1,40 +1,30 @@
 """The compiled kernels: exact products, the layers of NumPy, and one result for all instruction
 sets and numbers of threads."""
 
-import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from bipft_runtime import Model, file, library
 from bipft_runtime import model as runtime_model
 from bipft_runtime.compiled_encoder import CompiledEncoder
-from bipft_runtime.numpy_encoder import NumpyEncoder, unpacked
+from bipft_runtime.numpy_encoder import NumpyEncoder
 
-from bipft_jax.benchmarks.random_packed import random_packed
-from bipft_jax.interop.pack import architecture_of
-from bipft_jax.models.recipes import bert_config, recipe_named
+from tests.runtime.random_models import (
+    RECIPES,
+    SIZES,
+    VOCABULARY,
+    random_model,
+    with_zeros,
+)
 
 SETS = library.instruction_sets()
-RECIPES = [("bipft_a", -1), ("bipft_b", 1), ("bipft_b", 3), ("bit_w1a1", -1), ("bibert", -1)]
-# hidden, heads, intermediate: heads of 24 cross words, of 64 are words, of 72 are more than one.
-SIZES = [(72, 3, 200), (128, 2, 512), (72, 1, 80)]
-
-
-def random_model(recipe, rank=-1, sizes=SIZES[0], seed=0):
-    hidden, heads, intermediate = sizes
-    small = bert_config(recipe_named(recipe, rank), "tiny", 64, dropout=0.0)
-    architecture = dataclasses.replace(
-        architecture_of(small, 0),
-        **{"hidden": hidden, "heads": heads, "intermediate": intermediate, "max_positions": 160},
-    )
-    model = random_packed(architecture, seed)
-    # The feed-forward layer's inputs reach both sides of GELU's minimum.
-    model.tensors["layers.ffn_input.weight_scale"] *= 10
-    return model
+pytestmark = pytest.mark.skipif(not SETS, reason="bipft_runtime was installed without a compiler")
 
 
 def tokens(rng, count):
-    return rng.integers(0, 64, count, np.int32), rng.integers(0, 2, count, np.int32)
+    return rng.integers(0, VOCABULARY, count, np.int32), rng.integers(0, 2, count, np.int32)
 
 
 def assert_layers_agree(model, encoders, counts, seed=0):
@@ -100,9 +90,11 @@ def test_every_layer_is_that_of_numpy(recipe, rank, sizes):
     assert_layers_agree(model, [CompiledEncoder(model, 1, SETS[0])], (1, 7, 70))
 
 
+@pytest.mark.parametrize("zeros", [False, True])
 @pytest.mark.parametrize(("recipe", "rank"), RECIPES)
-def test_instruction_sets_and_threads_give_the_same_bits(recipe, rank):
+def test_instruction_sets_and_threads_give_the_same_bits(recipe, rank, zeros):
     model = random_model(recipe, rank, seed=2)
+    model = with_zeros(model) if zeros else model
     first = CompiledEncoder(model, 1, SETS[0])
     rng = np.random.default_rng(0)
     # Longer, shorter and longer again, so that what an earlier call left behind would show.
@@ -121,22 +113,30 @@ def test_instruction_sets_and_threads_give_the_same_bits(recipe, rank):
 
 @pytest.mark.parametrize(("recipe", "rank"), [("bipft_a", -1), ("bipft_b", 1), *RECIPES[3:]])
 def test_zero_codes_are_exact(recipe, rank):
-    """Without biases and shifts sums are often 0; and every matrix has weights with code 0."""
-    model = random_model(recipe, rank, (128, 2, 512), seed=3)
-    rng = np.random.default_rng(3)
-    for name, tensor in list(model.tensors.items()):
-        if name.endswith((".input_shift", ".bias")) and "norm" not in name:
-            tensor[...] = 0
-        if name.endswith(".bits"):
-            indices = np.sort(rng.choice(8 * tensor.size, 200, replace=False)).astype(np.int32)
-            flat = np.unpackbits(tensor, axis=-1, bitorder="little").reshape(-1)
-            flat[indices] = 0
-            bits = np.packbits(flat, bitorder="little").reshape(tensor.shape)
-            model.tensors[name] = bits
-            model.tensors[name.removesuffix(".bits") + ".zeros"] = indices
-            assert (unpacked(bits, indices) == 0).sum() == 200
+    model = with_zeros(random_model(recipe, rank, (128, 2, 512), seed=3))
     encoders = [CompiledEncoder(model, threads, name) for threads in (1, 3) for name in SETS]
     assert_layers_agree(model, encoders, (5, 70))
+
+
+_FORKING = """
+import os, sys
+from bipft_runtime import Model
+model = Model(sys.argv[1], threads=3)
+texts = ["a b c d e f g h i j k l m n o p q r s t u v w x y z"]
+before = model.encode(texts)[0].hidden
+child = os.fork()
+same = (model.encode(texts)[0].hidden == before).all()
+del model
+if child:
+    same = os.waitpid(child, 0)[1] == 0 and same
+os._exit(0 if same else 1)
+"""
+
+
+def test_a_forked_process_makes_threads_of_its_own(tmp_path):
+    file.write(tmp_path / "model.safetensors", random_model("bipft_a"))
+    command = [sys.executable, "-c", _FORKING, str(tmp_path / "model.safetensors")]
+    subprocess.run(command, check=True, timeout=60)
 
 
 def test_an_instruction_set_may_be_forced(monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import weakref
 
@@ -26,8 +25,12 @@ class CompiledEncoder:
         """threads: that share a sequence. instruction_set: one of `library.instruction_sets`;
         without it that of the environment variable BIPFT_RUNTIME_ISA, or else the fastest.
 
-        Raises: ValueError for an instruction set that is unknown or that this processor lacks.
+        Raises: ValueError for an instruction set that is unknown or that this processor lacks, or
+          where there is no compiled library.
         """
+        self._library = library.loaded()
+        if self._library is None:
+            raise ValueError(library.MISSING)
         name = instruction_set
         if name is None:
             name = os.environ.get(library.ISA_VARIABLE, "")
@@ -47,8 +50,7 @@ class CompiledEncoder:
             *(library.Tensor(key, value.ctypes.data, value.nbytes) for key, value in tensors)
         )
         self._threads, self._hidden = threads, model.architecture.hidden
-        self._library = library.loaded()
-        self._handle = library.new_model(_shape(model.architecture), rows, name)
+        self._handle = library.new_model(shape_of(model.architecture), rows, name)
         weakref.finalize(self, self._library.bipft_delete, self._handle)
 
     @property
@@ -107,7 +109,8 @@ def _integers(values: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
     return values
 
 
-def _shape(a: Architecture) -> ctypes.Structure:
+def shape_of(a: Architecture) -> library.Architecture:
+    """The architecture as the library takes it."""
     numbers = {
         name: getattr(a, name) for name, _ in library.Architecture._fields_ if hasattr(a, name)
     }

@@ -11,6 +11,10 @@ import bipft_runtime
 
 ABI_VERSION = 1  # BIPFT_ABI_VERSION of src/bipft_runtime.h
 ISA_VARIABLE = "BIPFT_RUNTIME_ISA"  # forces an instruction set
+MISSING = (
+    "bipft_runtime was installed without a C++ compiler and has no compiled kernels: install it "
+    "again where there is one"
+)
 _NAMES = ("libbipft.so", "libbipft.dylib")
 _MESSAGE_BYTES = 512
 

@@ -38,8 +38,8 @@ class Model:
     """A packed encoder with its tokenizer and, if it has one, its classifier."""
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
-        """threads: that share a sequence. They change no bit of an answer; of use from some 30
-        tokens on.
+        """threads: that share a text, where the kernels are compiled. They change no bit of an
+        answer.
 
         Raises: ModelFileError (a ValueError) for a file that is no packed model, or a damaged
           one; FileNotFoundError; ValueError for an instruction set in the environment variable
@@ -112,17 +112,13 @@ def _encoder(packed: PackedModel, threads: int) -> CompiledEncoder | NumpyEncode
     if library.loaded() is not None:
         return CompiledEncoder(packed, threads)
     if name := os.environ.get(library.ISA_VARIABLE):
-        raise ValueError(f"{library.ISA_VARIABLE}={name}: {_NO_LIBRARY}")
+        raise ValueError(f"{library.ISA_VARIABLE}={name}: {library.MISSING}")
     _say_once()
     return NumpyEncoder(packed)
 
 
-_NO_LIBRARY = (
-    "bipft_runtime was installed without a C++ compiler and has no compiled kernels: install it "
-    "again where there is one"
-)
-
-
 @functools.cache
 def _say_once() -> None:
-    warnings.warn(f"NumPy answers, many times slower: {_NO_LIBRARY}", RuntimeWarning, stacklevel=4)
+    warnings.warn(
+        f"NumPy answers, many times slower: {library.MISSING}", RuntimeWarning, stacklevel=4
+    )

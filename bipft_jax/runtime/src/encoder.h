@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "kernels.h"
@@ -23,6 +24,9 @@ struct CodePlanes {
 class Encoder {
  public:
   Encoder(Model model, const Kernels& kernels) : model_(std::move(model)), kernels_(kernels) {}
+  ~Encoder() { abandon_foreign_team(); }
+  Encoder(const Encoder&) = delete;
+  Encoder& operator=(const Encoder&) = delete;
 
   // Raises: ModelError for ids, segments or a number of tokens that the model has not. Threads
   // change no bit of the result.
@@ -35,6 +39,9 @@ class Encoder {
   const Kernels& kernels() const { return kernels_; }
 
  private:
+  static constexpr int kChunk = 16;  // tokens whose products are computed together
+  static constexpr int kShare = 8;   // a thread's tokens begin at a multiple of this: it owns
+                                     // bytes of the index of values
   struct Zero {  // a key or value with code 0
     int token, channel;
   };
@@ -51,7 +58,8 @@ class Encoder {
   void check_tokens(int tokens) const;
   void check_inputs(const int32_t* ids, const int32_t* segments, int tokens) const;
   void prepare(int tokens, int threads);
-  void work(int threads, const std::function<void(int)>& part) { team_.run(threads, part); }
+  void abandon_foreign_team();
+  void work(int threads, const std::function<void(int)>& part);
   Span span(int thread, int threads) const;
   void embed_row(int32_t id, int32_t segment, int position, float* row) const;
   void run_layers(int first, int last, int thread, Span span);
@@ -69,7 +77,7 @@ class Encoder {
 
   Model model_;
   const Kernels& kernels_;
-  Team team_;
+  std::unique_ptr<Team> team_;
   int tokens_ = 0;
   // Keys, values and estimates are double-buffered: a thread may be one layer ahead of another.
   Floats x_, estimates_[2], beyond_;  // beyond_: 0 for tokens, very negative in the padding

@@ -8,25 +8,10 @@
 
 namespace {
 
-inline float sum_of(const Lanes& a) {
-  float lanes[16];
-  store(lanes, a);
-  for (int width = 8; width; width /= 2)
-    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
-
-inline float largest_of(const Lanes& a) {
-  float lanes[16];
-  store(lanes, a);
-  float value = lanes[0];
-  for (int i = 1; i < 16; i++) value = lanes[i] > value ? lanes[i] : value;
-  return value;
-}
-
-inline void put_16(uint64_t* bits, int at, unsigned value) {
-  const uint16_t word = (uint16_t)value;
-  std::memcpy((uint8_t*)bits + at / 8, &word, 2);
+// Codes `at` and on of a row.
+template <class Word>
+inline void set_codes(uint64_t* bits, int at, Word word) {
+  std::memcpy((uint8_t*)bits + at / 8, &word, sizeof word);
 }
 
 inline uint64_t last_word(int n) { return n % 64 ? ((uint64_t)1 << n % 64) - 1 : ~(uint64_t)0; }
@@ -37,8 +22,8 @@ bool sum_codes(const float* x, const float* shift, int n, uint64_t* bits, uint64
   for (int i = 0; i < bipft::padded(n); i += 16) {
     const Lanes sum = load(x + i) + load(shift + i);
     const unsigned not_zero = different(sum, zero);
-    put_16(bits, i, above(sum, zero));
-    put_16(mask, i, not_zero);
+    set_codes(bits, i, (uint16_t)above(sum, zero));
+    set_codes(mask, i, (uint16_t)not_zero);
     every &= not_zero;
   }
   const int last = bipft::words_of(n) - 1;
@@ -87,7 +72,7 @@ void add_scaled(float factor, const float* x, int n, float* out) {
 // and the polynomial of Cephes.
 inline Lanes exponential(const Lanes& limited) {
   const Lanes x = largest(limited, all(-87.0f));
-  const Lanes raise = all(12582912.0f);  // 1.5 * 2^23: the sum's lowest bits are the nearest integer
+  const Lanes raise = all(12582912.0f);  // 1.5 * 2^23: a sum's lowest bits are an integer
   const Lanes raised = x * all(1.44269504088896341f) + raise;
   const Lanes n = raised - raise;
   const Lanes r = x - n * all(0.693359375f) - n * all(-2.12194440e-4f);
@@ -124,7 +109,7 @@ float attend(const bipft::AttendRow& row, float* scratch, uint64_t* bits) {
   const Lanes limits = all(limit);
   for (int i = 0; i < n; i += 16) {
     const Lanes value = load(scratch + i);
-    put_16(bits, i, above(value, limits));
+    set_codes(bits, i, (uint16_t)above(value, limits));
     if (row.values) sum = sum + where_above(value, limits, load(row.values + i));
   }
   bits[words - 1] &= last_word(row.tokens);

@@ -1,4 +1,4 @@
-// AVX2: no population counts but look-ups. Four codes of a row select a table of 16 counts, and a
+// AVX2: no population counts but look-ups. Four codes of a row give a table of 16 counts, and a
 // shuffle of that table by four weights of each of 32 outputs gives the inputs that differ.
 //
 // Index: [outputs / 64][ceil(inputs / 8)][64] bytes, a byte for 8 inputs of one output. The outputs
@@ -43,39 +43,36 @@ void put_octet(uint8_t* index, int inputs, int outputs, int octet, const uint8_t
   for (int n = 0; n < outputs; n++) *octet_at(index, inputs, n, octet) = bytes[n];
 }
 
-struct CountTables {
-  alignas(16) uint8_t of[16][16][16];  // [mask][code][weights]: popcount(mask & (code ^ weights))
-};
-
-constexpr CountTables count_tables() {
-  CountTables tables{};
-  for (int mask = 0; mask < 16; mask++)
-    for (int code = 0; code < 16; code++)
-      for (int weights = 0; weights < 16; weights++) {
-        const int x = mask & (code ^ weights);
-        tables.of[mask][code][weights] = (uint8_t)((x & 1) + (x >> 1 & 1) + (x >> 2 & 1) + (x >> 3));
-      }
-  return tables;
-}
-
-constexpr CountTables kCounts = count_tables();
-
 struct RowTables {
   alignas(64) uint8_t of[kTableOctets][2][kRows][16];
 };
 
-// The tables that a tile's rows select, for octets first to last.
-void select_tables(const CodeRows& codes, int row, int first, int last, RowTables& tables) {
+inline __m256i halves(char low, char high) {
+  return _mm256_setr_m128i(_mm_set1_epi8(low), _mm_set1_epi8(high));
+}
+
+// The tables of a tile's rows, for octets first to last: popcount(mask & (code ^ w)) of four inputs
+// for w from 0 to 15. A vector is the tables of an octet's low and high four inputs.
+template <bool kMasked>
+void make_tables(const CodeRows& codes, int row, int first, int last, RowTables& tables) {
+  const __m128i numbers = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m256i weights = _mm256_setr_m128i(numbers, _mm_slli_epi16(numbers, 4));
+  const __m256i own_half = halves(15, (char)0xf0), low = _mm256_set1_epi8(15);
+  const __m256i shift = _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4);
+  const __m256i counts = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4));
   for (int r = 0; r < kRows; r++) {
-    const uint8_t* bits = (const uint8_t*)(codes.bits + (row + r) * codes.stride);
-    const uint8_t* mask =
-        codes.mask ? (const uint8_t*)(codes.mask + (row + r) * codes.stride) : nullptr;
+    const size_t start = (row + r) * codes.stride;
+    const char* bits = (const char*)(codes.bits + start);
+    const char* mask = kMasked ? (const char*)(codes.mask + start) : nullptr;
     for (int i = first; i < last; i++) {
-      const int live = mask ? mask[i] : 255;
-      const uint8_t* low = kCounts.of[live & 15][bits[i] & 15];
-      const uint8_t* high = kCounts.of[live >> 4][bits[i] >> 4];
-      _mm_store_si128((__m128i*)tables.of[i - first][0][r], _mm_load_si128((const __m128i*)low));
-      _mm_store_si128((__m128i*)tables.of[i - first][1][r], _mm_load_si128((const __m128i*)high));
+      __m256i unequal = _mm256_xor_si256(weights, _mm256_set1_epi8(bits[i]));
+      unequal = _mm256_and_si256(unequal, kMasked ? _mm256_set1_epi8(mask[i]) : own_half);
+      if (kMasked) unequal = _mm256_and_si256(unequal, own_half);
+      unequal = _mm256_and_si256(_mm256_srlv_epi32(unequal, shift), low);
+      const __m256i table = _mm256_shuffle_epi8(counts, unequal);
+      _mm_store_si128((__m128i*)tables.of[i - first][0][r], _mm256_castsi256_si128(table));
+      _mm_store_si128((__m128i*)tables.of[i - first][1][r], _mm256_extracti128_si256(table, 1));
     }
   }
 }
@@ -132,11 +129,15 @@ void products(const CodeRows& codes, const uint8_t* index, int outputs, int inpu
     int16_t* to = out + row * stride;
     for (int r = 0; r < kRows; r++) {
       const __m256i size = _mm256_set1_epi16((short)size_of(codes, row + r, inputs));
-      for (int n = 0; n < width; n += 16) _mm256_storeu_si256((__m256i*)(to + r * stride + n), size);
+      for (int n = 0; n < width; n += 16)
+        _mm256_storeu_si256((__m256i*)(to + r * stride + n), size);
     }
     for (int first = 0; first < octets; first += kTableOctets) {
       const int count = octets - first < kTableOctets ? octets - first : kTableOctets;
-      select_tables(codes, row, first, first + count, tables);
+      if (codes.mask)
+        make_tables<true>(codes, row, first, first + count, tables);
+      else
+        make_tables<false>(codes, row, first, first + count, tables);
       const int runs = (count + kLargestRun - 1) / kLargestRun, run = (count + runs - 1) / runs;
       for (int n = 0; n < width; n += kBlock) {
         const uint8_t* weights = index + (size_t)n * octets + (size_t)first * kBlock;
@@ -169,8 +170,8 @@ void threshold_codes(const int16_t* dots, const bipft::ThresholdRows& rows, int 
                                        _mm256_cmpgt_epi16(dot, sixteen(rows.minus_to + at)));
     }
     const uint32_t word = bits_of_32(plus[0], plus[1]);
-    ((uint32_t*)bits)[i / 32] = word;
-    if (mask) ((uint32_t*)mask)[i / 32] = word | ~bits_of_32(not_minus[0], not_minus[1]);
+    set_codes(bits, i, word);
+    if (mask) set_codes(mask, i, word | ~bits_of_32(not_minus[0], not_minus[1]));
   }
 }
 

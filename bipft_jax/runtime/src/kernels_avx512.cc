@@ -108,11 +108,11 @@ void threshold_codes(const int16_t* dots, const bipft::ThresholdRows& rows, int 
     const __m512i dot = _mm512_loadu_si512(dots + i);
     const __mmask32 plus = _mm512_cmpgt_epi16_mask(dot, _mm512_loadu_si512(rows.above + i)) |
                            _mm512_cmplt_epi16_mask(dot, _mm512_loadu_si512(rows.below + i));
-    ((uint32_t*)bits)[i / 32] = plus;
+    set_codes(bits, i, (uint32_t)plus);
     if (!mask) continue;
     const __mmask32 minus = _mm512_cmpge_epi16_mask(dot, _mm512_loadu_si512(rows.minus_from + i)) &
                             _mm512_cmple_epi16_mask(dot, _mm512_loadu_si512(rows.minus_to + i));
-    ((uint32_t*)mask)[i / 32] = plus | minus;
+    set_codes(mask, i, (uint32_t)(plus | minus));
   }
 }
 

@@ -48,6 +48,18 @@ inline Lanes where_above(Lanes a, Lanes b, Lanes x) {
   const Lanes mask = mask_above(a, b);
   return {_mm256_and_ps(mask.lo, x.lo), _mm256_and_ps(mask.hi, x.hi)};
 }
+inline float sum_of(Lanes a) {
+  const __m256 eight = _mm256_add_ps(a.lo, a.hi);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float largest_of(Lanes a) {
+  const __m256 eight = _mm256_max_ps(a.lo, a.hi);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 inline __m256 eight_times_power(__m256 x, __m256 raised) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(raised), 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));

@@ -65,6 +65,16 @@ inline unsigned different(const Lanes& a, const Lanes& b) {
   for (int i = 0; i < 4; i++) r |= bits_of(a.v[i] != b.v[i]) << (4 * i);
   return r;
 }
+// Of all lanes: first lanes i and i + 8, then i and i + 4, i + 2, i + 1. The same in every set.
+inline float sum_of(const Lanes& a) {
+  const Floats4 four = (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+inline float largest_of(const Lanes& a) {
+  float value = a.v[0][0];
+  for (int i = 1; i < 16; i++) value = a.v[i / 4][i % 4] > value ? a.v[i / 4][i % 4] : value;
+  return value;
+}
 // x where a > b, else 0.
 inline Lanes where_above(const Lanes& a, const Lanes& b, const Lanes& x) {
   Lanes r;

@@ -145,8 +145,8 @@ class Reader {
   }
 
   // The n floats of a layer.
-  const float* rows(const std::string& name, int n, int layer, int layers) const {
-    return tensors_.get<float>(name, (uint64_t)layers * n) + (size_t)layer * n;
+  const float* rows(const std::string& name, uint64_t n, int layer, int layers) const {
+    return tensors_.get<float>(name, layers * n) + layer * n;
   }
 
  private:
@@ -198,10 +198,10 @@ Layer read_layer(const bipft_architecture& shape, const Reader& reader, int numb
   if (shape.estimator_rank) {
     const int estimates = 4 * shape.estimator_rank + 1;
     const float* kernel =
-        reader.rows("layers.estimators.kernel", estimates * hidden, number, count);
+        reader.rows("layers.estimators.kernel", (uint64_t)estimates * hidden, number, count);
     layer.estimator_kernel.resize((size_t)estimates * padded(hidden));
     for (int e = 0; e < estimates; e++)
-      std::memcpy(&layer.estimator_kernel[(size_t)e * padded(hidden)], kernel + e * hidden,
+      std::memcpy(&layer.estimator_kernel[(size_t)e * padded(hidden)], kernel + (size_t)e * hidden,
                   hidden * sizeof(float));
     const float* bias = reader.rows("layers.estimators.bias", estimates, number, count);
     layer.estimator_bias.assign(bias, bias + estimates);

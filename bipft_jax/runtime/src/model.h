@@ -42,7 +42,8 @@ struct Layer {
   Floats value_scales;  // the one scale of values, for each channel
   float attended_above = 0;  // the probability above which a query attends
   Norm attention_norm, ffn_norm;
-  // [4 * rank + 1][padded(hidden)]: query, query_residual, key, key_residual (rank rows each), value
+  // [4 * rank + 1][padded(hidden)]: rank rows each of query, query_residual, key, key_residual; and
+  // one of value.
   Floats estimator_kernel;
   std::vector<float> estimator_bias;
 };

@@ -3,7 +3,7 @@
 namespace bipft {
 namespace {
 
-constexpr int kLooks = 500;  // before sleep: a few microseconds
+constexpr int kLooks = 500;  // before sleep: some microseconds
 
 inline void pause() {
 #if defined(__x86_64__)

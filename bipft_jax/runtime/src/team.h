@@ -1,6 +1,8 @@
 // Threads that work together on one call, and wait for each other without keeping a core busy.
 #pragma once
 
+#include <unistd.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -32,10 +34,13 @@ class Team {
   void run(int threads, const std::function<void(int)>& work);
   // Called by all of them, within work.
   void wait_for_all() { barrier_.wait(); }
+  // Threads stay behind at a fork: the child must neither use nor destroy the team.
+  bool of_this_process() const { return process_ == getpid(); }
 
  private:
   void serve(int number, int seen);
 
+  const pid_t process_ = getpid();
   Barrier barrier_;
   std::vector<std::thread> helpers_;
   std::mutex mutex_;

@@ -172,10 +172,12 @@ def test_without_the_library_numpy_answers_and_says_so_once(tmp_path, monkeypatc
     assert compiled.instruction_set == SETS[0]
     monkeypatch.setattr(library, "loaded", lambda: None)
     runtime_model._say_once.cache_clear()
-    with pytest.warns(RuntimeWarning, match="NumPy answers, .* without a C\\+\\+ compiler") as said:
+    with pytest.warns(
+        RuntimeWarning, match="NumPy answers, .* without a C\\+\\+ compiler"
+    ) as warned:
         plain = Model(tmp_path / "model.safetensors")
         Model(tmp_path / "model.safetensors")
-    assert len(said) == 1 and plain.instruction_set == "numpy"
+    assert len(warned) == 1 and plain.instruction_set == "numpy"
     for ours, theirs in zip(compiled.encode(["a b", "c"]), plain.encode(["a b", "c"])):
         np.testing.assert_allclose(ours.hidden, theirs.hidden, atol=2e-5)
         np.testing.assert_allclose(ours.pooled, theirs.pooled, atol=2e-5)

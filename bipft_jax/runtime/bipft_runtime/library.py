@@ -109,9 +109,9 @@ def new_model(architecture: Architecture, tensors: ctypes.Array, instruction_set
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    handle = integer = pointer = ctypes.c_void_p
-    integer, text, size = ctypes.c_int32, ctypes.c_char_p, ctypes.c_size_t
-    error = (text, size)
+    handle = pointer = ctypes.c_void_p
+    integer, text = ctypes.c_int32, ctypes.c_char_p
+    error = (text, ctypes.c_size_t)
     for name, result, arguments in (
         ("instruction_sets", text, ()),
         ("new", handle, (pointer, pointer, integer, text, *error)),

@@ -150,18 +150,21 @@ void Encoder::attend_head(const Layer& layer, int turn, Desk& desk, int head, in
         desk.dots[r * rows + zero.token] += queries.bits[word] >> channel % 64 & 1 ? 1 : -1;
       }
     }
-  const float* values = rank ? &estimates_[turn][4 * rank * rows] : nullptr;
   desk.attended.stride = words_of(tokens_);
-  for (int r = 0; r < count; r++) {
-    const float* residual = rank ? &desk.residuals[r * rows] : beyond_.data();
-    const AttendRow row = {&desk.dots[r * rows], residual,
-                           values,               layer.query_scale,
-                           layer.key_scale,      1.0f / std::sqrt((float)width),
-                           layer.attended_above, model_.shape.softmax != 0,
-                           tokens_};
-    const float extra = kernels_.attend(row, desk.row.data(), desk.attended.bits_of(r));
-    std::fill_n(&desk.extras[r * hidden + start], width, extra);
-  }
+  const AttendRows rows_of_head = {count,
+                                   tokens_,
+                                   desk.dots.data(),
+                                   rank ? desk.residuals.data() : beyond_.data(),
+                                   rank ? rows : 0,
+                                   rank ? &estimates_[turn][4 * rank * rows] : nullptr,
+                                   layer.query_scale,
+                                   layer.key_scale,
+                                   1.0f / std::sqrt((float)width),
+                                   layer.attended_above,
+                                   model_.shape.softmax != 0};
+  float sums[kChunk];
+  kernels_.attend(rows_of_head, desk.scores.data(), desk.attended.bits_of(0), sums);
+  for (int r = 0; r < count; r++) std::fill_n(&desk.extras[r * hidden + start], width, sums[r]);
   // Probabilities have codes 0 and 1: they are their own mask.
   CodeRows attended = desk.attended.rows(0, count, false);
   attended.mask = attended.bits;

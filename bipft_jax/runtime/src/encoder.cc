@@ -76,7 +76,8 @@ void Encoder::prepare(int tokens, int threads) {
     desk.inputs.resize(kChunk, hidden);
     desk.head.resize(kChunk, width);
     desk.attended.resize(kChunk, rows);
-    desk.row.resize(std::max(padded(hidden), rows));
+    desk.row.resize(padded(hidden));
+    desk.scores.resize((size_t)kChunk * rows);
     desk.extras.resize((size_t)kChunk * padded(hidden));
     desk.residuals.resize((size_t)kChunk * rows);
   }

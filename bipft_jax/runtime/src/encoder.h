@@ -39,16 +39,15 @@ class Encoder {
   const Kernels& kernels() const { return kernels_; }
 
  private:
-  static constexpr int kChunk = 16;  // tokens whose products are computed together
-  static constexpr int kShare = 8;   // a thread's tokens begin at a multiple of this: it owns
-                                     // bytes of the index of values
+  // A thread's tokens begin at a multiple of this: it owns bytes of the index of values.
+  static constexpr int kShare = 8;
   struct Zero {  // a key or value with code 0
     int token, channel;
   };
   struct Desk {  // what one thread works on
     Buffer<int16_t> dots, context_dots;
     CodePlanes inputs, head, attended;
-    Floats row, extras, residuals;
+    Floats row, extras, residuals, scores;
     std::vector<Zero> key_zeros[2], value_zeros[2];
   };
   struct Span {  // tokens of one thread

@@ -83,37 +83,51 @@ inline Lanes exponential(const Lanes& limited) {
   return times_power(p * r * r + r + all(1.0f), raised);
 }
 
-float attend(const bipft::AttendRow& row, float* scratch, uint64_t* bits) {
-  const int n = (row.tokens + 15) / 16 * 16;
-  const Lanes query = all(row.query_scale), key = all(row.key_scale), root = all(row.inverse_root);
-  Lanes top = all(-3e38f);
-  for (int i = 0; i < n; i += 16) {
-    const Lanes score = (of_int16(row.dots + i) * query * key + load(row.residual + i)) * root;
-    store(scratch + i, score);
-    top = largest(top, score);
+// Three passes over all rows, so that the sums at the end of one row overlap with the next row.
+void attend(const bipft::AttendRows& a, float* scores, uint64_t* bits, float* sums) {
+  const int n = (a.tokens + 15) / 16 * 16, stride = bipft::padded(a.tokens);
+  const Lanes query = all(a.query_scale), key = all(a.key_scale), root = all(a.inverse_root);
+  float limits[bipft::kChunk];
+  for (int r = 0; r < a.rows; r++) {
+    const int16_t* dots = a.dots + r * stride;
+    const float* residual = a.residuals + r * a.residual_stride;
+    Lanes top = all(-3e38f);
+    for (int i = 0; i < n; i += 16) {
+      const Lanes score = (of_int16(dots + i) * query * key + load(residual + i)) * root;
+      store(scores + r * stride + i, score);
+      top = largest(top, score);
+    }
+    limits[r] = largest_of(top);
   }
-  float limit = row.threshold;
-  if (row.softmax) {  // a share of the sum exceeds the limit: no division
-    const Lanes maximum = all(largest_of(top));
+  for (int r = 0; r < a.rows; r++) {
+    if (!a.softmax) {
+      limits[r] = a.threshold;
+      continue;
+    }
+    const Lanes maximum = all(limits[r]);
+    float* row = scores + r * stride;
     Lanes sum = all(0);
     for (int i = 0; i < n; i += 16) {
-      const Lanes e = exponential(load(scratch + i) - maximum);
-      store(scratch + i, e);
+      const Lanes e = exponential(load(row + i) - maximum);
+      store(row + i, e);
       sum = sum + e;
     }
-    limit *= sum_of(sum);
+    limits[r] = a.threshold * sum_of(sum);  // a share of the sum exceeds the threshold: no division
   }
-  const int words = bipft::words_of(row.tokens);
-  bits[words - 1] = 0;
-  Lanes sum = all(0);
-  const Lanes limits = all(limit);
-  for (int i = 0; i < n; i += 16) {
-    const Lanes value = load(scratch + i);
-    set_codes(bits, i, (uint16_t)above(value, limits));
-    if (row.values) sum = sum + where_above(value, limits, load(row.values + i));
+  const int words = bipft::words_of(a.tokens);
+  for (int r = 0; r < a.rows; r++) {
+    uint64_t* row_bits = bits + r * words;
+    row_bits[words - 1] = 0;
+    Lanes sum = all(0);
+    const Lanes limit = all(limits[r]);
+    for (int i = 0; i < n; i += 16) {
+      const Lanes value = load(scores + r * stride + i);
+      set_codes(row_bits, i, (uint16_t)above(value, limit));
+      if (a.values) sum = sum + where_above(value, limit, load(a.values + i));
+    }
+    row_bits[words - 1] &= last_word(a.tokens);
+    sums[r] = a.values ? sum_of(sum) : 0;
   }
-  bits[words - 1] &= last_word(row.tokens);
-  return row.values ? sum_of(sum) : 0;
 }
 
 }  // namespace

@@ -16,7 +16,8 @@
 namespace bipft {
 
 constexpr int kPad = 64;
-constexpr int kRows = 4;  // rows of codes come in multiples of this
+constexpr int kRows = 4;    // rows of codes come in multiples of this
+constexpr int kChunk = 16;  // tokens that are worked on together
 
 constexpr int words_of(int n) { return (n + 63) / 64; }
 constexpr int padded(int n) { return (n + kPad - 1) / kPad * kPad; }
@@ -40,13 +41,14 @@ struct NormRow {
   int size;
 };
 
-struct AttendRow {
-  const int16_t* dots;    // query codes times key codes, [tokens]
-  const float* residual;  // added to the scaled dots; very negative in the padding
-  const float* values;    // summed where attended: the estimates of the values; or null
+struct AttendRows {
+  int rows, tokens;        // queries, at most kChunk, and keys; below, rows of padded(tokens)
+  const int16_t* dots;     // query codes times key codes
+  const float* residuals;  // added to the scaled dots; very negative in the padding
+  size_t residual_stride;  // 0 for one row for all queries
+  const float* values;     // one row, summed where attended: estimates of values; or null
   float query_scale, key_scale, inverse_root, threshold;
   bool softmax;
-  int tokens;
 };
 
 struct Kernels {
@@ -78,9 +80,9 @@ struct Kernels {
   // out += factor * x.
   void (*add_scaled)(float factor, const float* x, int n, float* out);
 
-  // Where a query attends: bits of words_of(tokens) words; returns the sum of values there.
-  // scratch: padded(tokens) floats.
-  float (*attend)(const AttendRow& row, float* scratch, uint64_t* bits);
+  // Where queries attend: bits, rows of words_of(tokens) words; and the sum of values there of each
+  // query. scores: scratch rows.
+  void (*attend)(const AttendRows& rows, float* scores, uint64_t* bits, float* sums);
 };
 
 extern const Kernels kPortableKernels;

@@ -20,10 +20,10 @@ from bipft_jax.training.weight_statistics import attended_keys
 OPTIMIZER_SCOPE = "optimizer"
 
 # Optimiser states that count updates for a schedule, of rates and of weight decay. (optax does not
-# export the second.)
+# export the second. Its shape only: an array would start JAX before a process joins its job.)
 _SCHEDULES = (
     optax.ScaleByScheduleState,
-    type(optax.add_decayed_weights(lambda count: 0.0).init(None)),
+    type(jax.eval_shape(optax.add_decayed_weights(lambda count: 0.0).init, None)),
 )
 
 

@@ -7,6 +7,7 @@ read from.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -179,7 +180,9 @@ def scope(instruction: Instruction) -> str:
     "bert/encoder/layers/ffn_input backward", or "?". Passes are "forward", "again" (computed once
     more for the backward pass) and "backward"."""
     *names, _ = instruction.op_name.split("/")
-    module = "/".join(name for name in names if not _ADDED.fullmatch(name))
+    # Flax names a module's own methods "MODULE.METHOD", below MODULE if it is called there.
+    modules = [name.partition(".")[0] for name in names if not _ADDED.fullmatch(name)]
+    module = "/".join(name for name, _ in itertools.groupby(modules))
     if not module:
         return "?"
     if "rematted_computation" in names:

@@ -105,6 +105,7 @@ def test_an_instruction_knows_its_module_and_pass():
     names = {
         f"{before}/while/body/closed_call/ffn/cond/branch_0_fun/dot_general": "bert/ffn forward",
         f"{back}/while/body/closed_call/checkpoint/ffn/mul": "bert/ffn backward",
+        f"{back}/while/body/closed_call/ffn/ffn._product/mul": "bert/ffn backward",
         f"{back}/while/body/checkpoint/rematted_computation/ffn/mul": "bert/ffn again",
         "jit(f)/while/body/add": "?",
         "": "?",

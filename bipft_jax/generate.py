@@ -46,7 +46,7 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0:
+        if not self.temperature >= 0:
             raise ValueError(f"temperature is {self.temperature}: it must be 0 or more")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}: it must be 0 (all) or more")
@@ -177,9 +177,11 @@ def texts(
     ids = tokenizer.encode(text)
     if not ids:
         raise ValueError("the prompt is empty: give the beginning of a text")
-    # A document begins after the end of another.
+    # A document begins after the end of another, unless attention does not see that.
+    separate = source.run.get("decoder", {}).get("separate_documents", False)
+    prompt = ids if separate and ids else [tokenizer.sep_id, *ids]
     steps = generator_of(source).continued(
-        [[tokenizer.sep_id, *ids]], max_tokens, tokenizer.sep_id, sampling, seed, context
+        [prompt], max_tokens, tokenizer.sep_id, sampling, seed, context
     )
     for (token,) in steps:
         if token == tokenizer.sep_id:

@@ -80,8 +80,8 @@ class Prediction:
 def read_points(paths: Iterable[str | Path]) -> dict[str, list[Point]]:
     """The points of each recipe, smallest first.
 
-    Raises: ValueError for a path without such results, two results of one recipe, size and seed, or
-      runs that differ in anything but recipe, size, seed, learning rate and schedule.
+    Raises: ValueError for a path without such results, two results of one recipe, size and seed,
+      runs that differ in a key that is not in `_FREE`, or one without a finite loss.
     """
     results: dict[tuple[str, str], dict[int, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
     shared: tuple[Path, dict[str, Any]] | None = None
@@ -92,12 +92,12 @@ def read_points(paths: Iterable[str | Path]) -> dict[str, list[Point]]:
             raise ValueError(f"{path} has no result.json of a decoder's pretraining run")
         for file, result in loaded:
             config = result["config"]
-            same = {key: config[key] for key in _SHARED}
+            same = {key: value for key, value in config.items() if key not in _FREE}
             shared = shared or (file, same)
             for key, value in same.items():
-                if value != shared[1][key]:
+                if value != shared[1].get(key):
                     raise ValueError(
-                        f"{key} is {value!r} in {file} and {shared[1][key]!r} in {shared[0]}: "
+                        f"{key} is {value!r} in {file} and {shared[1].get(key)!r} in {shared[0]}: "
                         "their losses cannot be compared"
                     )
             seeds = results[result["recipe"], result["size"]]
@@ -117,8 +117,12 @@ def read_points(paths: Iterable[str | Path]) -> dict[str, list[Point]]:
     return {name: sorted(points[name], key=lambda point: point.parameters) for name in order}
 
 
-# Keys that all runs must share; rates and stages are each recipe's and size's own.
-_SHARED = ("corpus_dir", "batch_size", "num_updates", "warmup_updates", "clip_norm", "decoder")
+# Keys in which runs may differ: rates and stages are each recipe's and size's own, and others
+# change how a run is computed, not what.
+_FREE = frozenset(
+    "recipe size seed learning_rate second_peak mesh data_workers log_every profile_steps "
+    "keep_every compute backward remat scan_layers".split()
+)
 
 
 def _of_a_decoder(file: Path) -> dict[str, Any] | None:
@@ -126,9 +130,12 @@ def _of_a_decoder(file: Path) -> dict[str, Any] | None:
     try:
         result = read_result(file)
         known = result["recipe"] in DECODER_RECIPES and result["size"] in DECODER_SIZES
-        return result if known and result["seeds"][0]["last"]["loss"] is not None else None
+        loss = result["seeds"][0]["last"]["loss"]
     except (ValueError, KeyError, TypeError, IndexError):
         return None
+    if known and loss is None:
+        raise ValueError(f"{file} has no finite loss: the run diverged, leave it out")
+    return result if known else None
 
 
 def parameters(size: str) -> int:

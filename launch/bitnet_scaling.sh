@@ -5,10 +5,11 @@
 #   bash launch/bitnet_scaling.sh [RUNS]
 #
 # RUNS (default runs/bitnet_scaling) receives everything; the same command goes on with a stopped
-# one. The results are copied to RUNS/results, with scaling.png. Variables of the environment, with
-# the values for two CPU cores:
+# one; other values of the variables need another RUNS. The results are copied to RUNS/results, with
+# scaling.png. Variables of the environment, with the values for two CPU cores:
 #
-#   SIZES="2x48 3x64 4x96 5x128 6x160"   smallest first; of bipft_jax/models/decoder_recipes.py
+#   SIZES="2x48 3x64 4x96 5x128 6x160"   smallest first; those of bipft_jax/models/decoder_recipes.py
+#                                        that are named LAYERSxHIDDEN
 #   SEEDS_OF_SMALL=2                     seeds of the three smallest sizes; the others have one
 #   UPDATES=400  BATCH=64  LENGTH=128    tokens of a run: their product
 #   TEXT=package-docs  VOCABULARY=1024   of the corpus (python -m bipft_jax.data.corpus --help)
@@ -28,6 +29,12 @@ cd "$(dirname "$0")/.."
 runs="${1:-runs/bitnet_scaling}"
 read -ra sizes <<< "${SIZES:-2x48 3x64 4x96 5x128 6x160}"
 updates="${UPDATES:-400}" length="${LENGTH:-128}"
+for size in "${sizes[@]}"; do
+  if [[ ! "$size" =~ ^[0-9]+x[0-9]+$ ]]; then
+    echo "error: SIZES has $size: give sizes named LAYERSxHIDDEN" >&2
+    exit 1
+  fi
+done
 source launch/environment.sh
 prepare_environment ""
 python=.venv/bin/python
@@ -51,9 +58,9 @@ declare -A rates=([bitnet_fp]="5e-4 1e-3 2e-3" [bitnet_b158]="1.5e-3 3e-3 6e-3" 
 mkdir -p "$runs/results"
 for recipe in bitnet_fp bitnet_b158 bitnet_b1; do
   for rate in ${rates[$recipe]}; do
-    pretrain "$recipe" "${sizes[0]}" 0 "$rate" "rates/$recipe-$rate"
+    pretrain "$recipe" "${sizes[0]}" 0 "$rate" "rates/$recipe-${sizes[0]}-$rate"
   done
-  best="$($python - "$runs"/rates/"$recipe"-*/result.json <<'PYTHON'
+  best="$($python - "$runs"/rates/"$recipe-${sizes[0]}"-*/result.json <<'PYTHON'
 import json, sys
 
 results = [json.load(open(path)) for path in sys.argv[1:]]

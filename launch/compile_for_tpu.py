@@ -5,12 +5,12 @@ bipft_jax/pods/.
         --topology=v5e:16x16 --config.batch_size=16384 --config.dtype=bfloat16 --config.remat=lean
 
 Compiles every program of the run for all chips of the slice, on a machine without a TPU (it needs
-`pip install -e '.[tpu-compiler]'`, no corpus and no network; base takes minutes and 2 GB). Prints
-for each program its memory and cycles; for the update the collectives, what crosses the network
-between slices, the modelled time of a step, tokens/s and the fraction of the peak. Exits with 1 and
-the reasons if the run cannot start, or should not: a program does not compile or fit, a binarised
-kernel is gathered as floats, a loop waits for the network between slices, a host makes rows that it
-does not hold, a batch does not divide.
+`pip install -e '.[tpu-compiler]'`, no corpus and no network; base takes six minutes of one core and
+3 GB). Prints for each program its memory and cycles; for the update the collectives, what crosses
+the network between slices, the modelled time of a step, tokens/s and the fraction of the peak.
+Exits with 1 and the reasons if the run cannot start, or should not: a program does not compile or
+fit, a binarised kernel is gathered as floats, a loop waits for the network between slices, a host
+makes rows that it does not hold, a batch does not divide.
 """
 
 import functools
@@ -39,7 +39,7 @@ _VOCAB_SIZE = flags.DEFINE_integer(
 _LENGTH = flags.DEFINE_integer(
     "length", None, "Tokens of an example; default: the corpus's, without one 128."
 )
-_CURVE = flags.DEFINE_bool("curve", False, "Also weak and strong scaling, 1 to 4,096 chips.")
+_CURVE = flags.DEFINE_bool("curve", False, "Also weak and strong scaling, 4 to 4,096 chips.")
 _FIT = flags.DEFINE_bool(
     "fit",
     False,

@@ -15,7 +15,7 @@ def law(size):
 
 def written(directory, recipe, size, loss, seed=0, **config):
     """A finished run, as far as the report reads it."""
-    keys = ("corpus_dir", "batch_size", "num_updates", "warmup_updates", "clip_norm", "decoder")
+    keys = ("corpus_dir", "batch_size", "num_updates", "dtype", "decoder")
     last = {"loss": loss, "bits_per_byte": loss / 3}
     result = {
         "recipe": recipe,
@@ -78,5 +78,9 @@ def test_what_cannot_be_compared_is_refused(results, tmp_path):
     other = written(again, "bitnet_b1", "2x48", 5.0, batch_size=2)
     with pytest.raises(ValueError, match="batch_size is 2 in .* and 1 in"):
         read_points([results / "bitnet_fp-2x48-0.json", other])
+    diverged = written(again, "bitnet_b1", "3x64", 5.0)
+    diverged.write_text(diverged.read_text().replace('"loss": 5.0', '"loss": null'))
+    with pytest.raises(ValueError, match="3x64-0.json has no finite loss"):
+        read_points([diverged])
     with pytest.raises(SystemExit, match="other.json has no result.json of a decoder"):
         main([str(results / "other.json")])

@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--recipe", help=f"of: {', '.join((*RECIPES, *DECODER_RECIPES))}")
     model.add_argument("--workdir", metavar="DIR", help="of a run, for its model")
-    sizes = f"of: {', '.join(SIZES)} (%(default)s); of decoders {', '.join(DECODER_SIZES)}"
-    parser.add_argument("--size", default="base", help=sizes)
+    sizes = f"of: {', '.join(SIZES)} (base); of decoders {', '.join(DECODER_SIZES)} (125m)"
+    parser.add_argument("--size", help=sizes)
     parser.add_argument("--estimator_rank", type=int, default=-1, help="as in a config")
     parser.add_argument("--vocab_size", type=int, default=BERT_VOCABULARY, help="%(default)s")
     parser.add_argument("--length", type=int, default=128, help="tokens (%(default)s)")
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         require_local(vars(arguments))
         if arguments.recipe is None and arguments.workdir is None:
-            if not arguments.energy:
+            if not arguments.energy or arguments.json or arguments.size:
                 parser.error("give --recipe, --workdir, or --energy alone")
             print(published_energy_report())
             return
@@ -83,11 +83,11 @@ def _figures(arguments: argparse.Namespace) -> dict[str, Figures]:
         config, params = source.config(), source.params
     elif arguments.recipe in DECODER_RECIPES:
         recipe = decoder_recipe_named(arguments.recipe)
-        config = decoder_config(recipe, arguments.size, arguments.vocab_size)
+        config = decoder_config(recipe, arguments.size or "125m", arguments.vocab_size)
         params = shapes_of(config)
     else:
         recipe = recipe_named(arguments.recipe, arguments.estimator_rank)
-        config = bert_config(recipe, arguments.size, arguments.vocab_size)
+        config = bert_config(recipe, arguments.size or "base", arguments.vocab_size)
         params = shapes_of(config)
     twin = twin_of(config)
     return {

@@ -113,7 +113,7 @@ DECODER_SIZES: dict[str, DecoderSize] = {
     "700m": DecoderSize(layers=24, hidden=1536, intermediate=4096, heads=24, kv_heads=24),
     "3b": DecoderSize(layers=26, hidden=3200, intermediate=8640, heads=32, kv_heads=32),
     "3.9b": DecoderSize(layers=26, hidden=3200, intermediate=12800, heads=32, kv_heads=32),
-    # Of the released model.
+    # Of the released model, whose rotary base is 500,000 (`DecoderConfig.rope_theta`).
     "2b": DecoderSize(layers=30, hidden=2560, intermediate=6912, heads=20, kv_heads=5),
 }
 

@@ -10,6 +10,7 @@ from bipft_jax.pods import hlo
 from bipft_jax.pods.timeline import Timed
 from bipft_jax.pods.topology import Layout
 from bipft_jax.training import sharding
+from bipft_jax.training.step import TEACHER_SCOPE
 
 _FLOATS = ("f64", "f32", "f16", "bf16")
 
@@ -68,8 +69,10 @@ def loops(timed: Iterable[Timed]) -> list[str]:
 
 
 def _is_of(path: str, operation: str) -> bool:
-    """Whether an operation's name has the module of that path; also if it has no name."""
-    return not operation or path.rpartition("/")[2] in operation.split("/")
+    """Whether an operation's name has the module of that path; also if it has no name. A teacher
+    has modules of the same names, whose kernels are floats."""
+    names = operation.split("/")
+    return not operation or (path.rpartition("/")[2] in names and TEACHER_SCOPE not in names)
 
 
 def _is_whole(shape: str, kernel: tuple[int, ...], tensor: int) -> bool:

@@ -181,7 +181,7 @@ def _collective(
     return Collective(
         instruction=outer.name,
         kind=kind,
-        size=_size(module, inner),
+        size=_size(module, inner, len(groups[0])),
         shape=inner.shape,
         group=tuple(groups[0]),
         groups=len(groups),
@@ -213,12 +213,15 @@ def _between_slices(module: hlo.Module, instruction: hlo.Instruction) -> Collect
     )
 
 
-def _size(module: hlo.Module, instruction: hlo.Instruction) -> int:
-    """Bytes of the whole array that an instruction moves."""
+def _size(module: hlo.Module, instruction: hlo.Instruction, devices: int) -> int:
+    """Bytes of the whole array that an instruction moves; devices: of a group."""
     if instruction.opcode == "reduce-scatter":
         shapes = {i.name: i.shape for inside in module.computations.values() for i in inside}
         return sum(hlo.shape_bytes(shapes[name]) for name in instruction.operands)
     if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        # A tuple of operand, result and some counters.
-        return max(map(hlo.shape_bytes, hlo.elements(instruction.shape)))
+        # A tuple of the operands, as many results, and some counters.
+        count = len(instruction.operands)
+        return sum(map(hlo.shape_bytes, hlo.elements(instruction.shape)[count : 2 * count]))
+    if instruction.opcode.startswith("all-to-all"):  # each device has one part of it
+        return hlo.shape_bytes(instruction.shape) * devices
     return hlo.shape_bytes(instruction.shape)

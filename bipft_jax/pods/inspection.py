@@ -95,13 +95,15 @@ def inspect(
 
 
 def _resident(setting: Setting, program: Program, order: list[Program]) -> int:
-    """Bytes on a device of what the run keeps while it runs a program: the state, once it is made,
-    and the teacher."""
-    teacher = bytes_on_a_device(setting.teacher_params)
+    """Bytes on a device of what the run keeps while it runs a program: the teacher; the state, once
+    it is made; then the codes of the last log point."""
+    kept = bytes_on_a_device(setting.teacher_params)
     names = [one.name for one in order]
-    if names.index(program.name) <= names.index("state"):
-        return teacher
-    return teacher + bytes_on_a_device(setting.learner.abstract_state)
+    if names.index(program.name) > names.index("state"):
+        kept += bytes_on_a_device(setting.learner.abstract_state)
+    if names.index(program.name) > names.index("codes"):
+        kept += setting.code_bytes
+    return kept
 
 
 def _refused(setting: Setting, name: str, error: CompilationError) -> str:

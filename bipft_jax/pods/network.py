@@ -2,8 +2,9 @@
 
 Within a slice a collective of n devices moves size x (n - 1) / n bytes through every chip, twice
 for a sum that all devices get, over the links of the axes that its devices span: a ring is used in
-both directions, a line in one. Between slices, each chip sends its share of the array, 1 / (devices
-of the slice), over its part of its host's network card. The two follow one another.
+both directions, a line in one. A permutation sends the whole array over one path. Between slices,
+each chip sends its share of the array, 1 / (devices of the slice), over its part of its host's
+network card. The two follow one another.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ _PASSES = {
     "all-to-all": 0.25,  # on a ring in both directions
     "collective-permute": 1.0,
 }
+_PERMUTATION = "collective-permute"
 KINDS = tuple(_PASSES)
 
 
@@ -37,7 +39,7 @@ class Seconds(NamedTuple):
 
 
 def seconds(kind: str, size: float, place: Place, chip: Chip) -> Seconds:
-    """The time of one of `KINDS`; size: bytes of the whole array, as one device has it."""
+    """The time of one of `KINDS`; size: bytes of the whole array (`Collective.size`)."""
     inside = place.devices // place.slices
     return Seconds(
         _within(kind, size, inside, place, chip) if inside > 1 else 0.0,
@@ -48,7 +50,8 @@ def seconds(kind: str, size: float, place: Place, chip: Chip) -> Seconds:
 def between(kind: str, size: float, slices: int, chip: Chip) -> float:
     """The time in which every device exchanges `size` bytes of its own with as many slices."""
     rate = chip.dcn / chip.devices
-    return DCN_LATENCY + _PASSES[kind] * size * (slices - 1) / slices / rate
+    part = 1.0 if kind == _PERMUTATION else (slices - 1) / slices
+    return DCN_LATENCY + _PASSES[kind] * size * part / rate
 
 
 def _within(kind: str, size: float, devices: int, place: Place, chip: Chip) -> float:
@@ -59,5 +62,9 @@ def _within(kind: str, size: float, devices: int, place: Place, chip: Chip) -> f
             hops += length // 2 if ring else length - 1
     if not hops:  # the two devices of one chip, which share all its links
         bandwidth = 2 * chip.axes * chip.link
-    moved = size * (devices - 1) / devices
-    return LAUNCH_LATENCY + _PASSES[kind] * (moved / bandwidth + hops * HOP_LATENCY)
+    if kind == _PERMUTATION:
+        moved, bandwidth = size, min(bandwidth, chip.link)
+    else:
+        moved = size * (devices - 1) / devices
+    passes = _PASSES[kind]
+    return LAUNCH_LATENCY + passes * moved / bandwidth + max(passes, 1.0) * hops * HOP_LATENCY

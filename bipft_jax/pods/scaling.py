@@ -2,8 +2,9 @@
 
 What a collective moves does not depend on the number of devices along `data`, only who takes part.
 So the collectives of the compiled program are timed between the devices of other slices, along the
-same axes of the mesh. Strong scaling assumes that computation is the optimiser's, which every
-device does whole, and the rest, which is proportional to its rows.
+same axes of the mesh. For several slices this is optimistic: libtpu then cuts the sums into more
+and smaller ones, some of them in the loop over the layers. Strong scaling assumes that computation
+is the optimiser's, which every device does whole, and the rest, which is proportional to its rows.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import ml_collections
 from bipft_jax import pretrain
 from bipft_jax.checkpoints.source import load_input
 from bipft_jax.data.corpus.blocks import MINIMUM_SEQUENCE_LENGTH
-from bipft_jax.models.parameters import Params
+from bipft_jax.models.parameters import Params, named_leaves
 from bipft_jax.pods.chips import Chip
 from bipft_jax.pods.compiler import tpu
 from bipft_jax.pods.topology import Layout
@@ -63,6 +64,13 @@ class Setting:
         """Shape [layers, in, out] of each binarised kernel by its module's path."""
         codes = self.learner.codes.eval_shape(self.learner.abstract_state.params)
         return {path: leaf.shape for path, leaf in codes.items()}
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes on a device of the int8 codes of the binarised kernels, split as these are."""
+        leaves = named_leaves(self.learner.abstract_state.params)
+        kernels = [leaves[f"{path}/kernel"] for path in self.kernels]
+        return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in kernels)
 
     def programs(self) -> list[Program]:
         """Every program of the run."""

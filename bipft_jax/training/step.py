@@ -17,7 +17,7 @@ from bipft_jax.objectives.objective import Objective, Teacher
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.weight_statistics import attended_keys
 
-OPTIMIZER_SCOPE = "optimizer"
+OPTIMIZER_SCOPE, TEACHER_SCOPE = "optimizer", "teacher"  # in the names of operations
 
 # Optimiser states that count updates for a schedule, of rates and of weight decay. (optax does not
 # export the second. Its shape only: an array would start JAX before a process joins its job.)
@@ -156,7 +156,8 @@ def gradients(
             )
             loss, metrics = objective.loss(output, micro, counts)
             if teacher is not None:
-                targets = teacher(teacher_params, micro, teacher_key)
+                with jax.named_scope(TEACHER_SCOPE):
+                    targets = teacher(teacher_params, micro, teacher_key)
                 own = loss, metrics
                 loss, metrics = teacher.loss(own, output, variables, targets, micro, counts)
             return loss, {"loss": loss, **metrics}

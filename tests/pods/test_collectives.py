@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bipft_jax.pods import checks, hlo, network, timeline
+from bipft_jax.pods import checks, collectives, hlo, network, timeline
 from bipft_jax.pods.chips import CHIPS
 from bipft_jax.pods.collectives import replica_groups
 from bipft_jax.pods.network import Seconds
 from bipft_jax.pods.topology import Layout, Place
+from bipft_jax.training.step import TEACHER_SCOPE
 
 # Two rounds of a loop: an asynchronous gather between two fusions of 1 ms, one of which continues
 # it; a scatter; a share of a sum that crosses to another slice. After it an asynchronous sum, which
@@ -186,6 +187,36 @@ def test_time_of_a_sum_by_hand():
     assert both.ici == pytest.approx(2e-6 + 2 * (size * 15 / 16 / 100e9 + 6e-6))
 
 
+def test_time_of_what_is_sent_but_not_summed():
+    v5e, size = CHIPS["v5e"], 100e6
+    # The whole array over one link to the next chip.
+    sent = network.seconds("collective-permute", size, layout_of().place([0, 1]), v5e)
+    assert sent == pytest.approx((2e-6 + size / 50e9 + 1e-6, 0))
+    assert network.between("collective-permute", size, 2, v5e) == pytest.approx(
+        100e-6 + size / (25e9 / 8)
+    )
+    # Of 16 devices' arrays, a quarter crosses the middle of a ring of two ways.
+    ring = network.seconds("all-to-all", size, layout_of(length=16).place(range(16)), v5e)
+    assert ring == pytest.approx((2e-6 + size * 15 / 16 / 4 / 100e9 + 8e-6, 0))
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("(f32[8], f32[6], f32[16], f32[12], u32[]) all-gather-start(%p, %q)", 4 * 28),
+        ("f32[8] all-to-all(%p)", 4 * 8 * 2),  # one device's part of two
+        ("f32[8] collective-permute(%p)", 4 * 8),
+    ],
+)
+def test_a_collective_counts_all_that_it_moves(written, size):
+    module = hlo.parse(
+        "ENTRY %main (p: f32[8], q: f32[6]) -> f32[8] {\n  %p = f32[8] parameter(0)\n"
+        f"  %q = f32[6] parameter(1)\n  ROOT %r = {written}, replica_groups={{{{0,1}}}}\n}}\n"
+    )
+    moving = module.computations[module.entry][-1]
+    assert collectives.started(module, moving, 2).size == size
+
+
 def test_a_loop_that_waits_for_another_slice_is_named():
     step = walked(lambda collective: Seconds(0.0, 1e-3 * collective.between_slices))
     (reason,) = checks.loops(step.collectives)
@@ -205,6 +236,17 @@ def test_a_loop_that_waits_for_another_slice_is_named():
 def test_a_binarised_kernel_that_is_gathered_as_floats_is_named(kernel, tensor, refused):
     step = walked(lambda collective: Seconds(0.0, 0.0))
     reasons = checks.gathers(step.collectives, dict([kernel]), tensor)
+    taught = [
+        dataclasses.replace(
+            timed,
+            collective=dataclasses.replace(
+                timed.collective,
+                operation=timed.collective.operation.replace("layers", f"{TEACHER_SCOPE}/layers"),
+            ),
+        )
+        for timed in step.collectives
+    ]
+    assert not checks.gathers(taught, dict([kernel]), tensor)
     assert [r.partition(", not")[0] for r in reasons] == refused * [
         "the binarised kernel bert/attention/query is gathered as bf16[64,8]"
     ]

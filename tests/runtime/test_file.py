@@ -12,6 +12,8 @@ from bipft_runtime.file import ModelFileError, read, write
 
 from tests.runtime.packing import packed_source
 
+TASK = json.dumps({"name": "sst2", "labels": ["0", "1"], "sentences": 1, "max_length": 32})
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -79,6 +81,8 @@ def architecture(model, **changes):
         (lambda t: None, {"version": "2"}, "format version 2, this runtime reads 1"),
         (lambda t: None, {"digest": "0" * 64}, "digest"),
         (lambda t: None, {"task": "{}"}, "task: 'labels'"),
+        (lambda t: None, {"task": TASK.replace('["0", "1"]', "[]")}, "task does not fit"),
+        (lambda t: None, {"task": TASK.replace('["0", "1"]', '["0", "0"]')}, "task does not fit"),
         (lambda t: None, {"architecture": "[1]"}, "architecture is not a JSON object"),
     ],
 )

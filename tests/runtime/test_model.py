@@ -1,5 +1,6 @@
 """Answers of a packed file: those of the JAX model, from Python and from the command line."""
 
+import dataclasses
 import subprocess
 import sys
 import warnings
@@ -73,6 +74,28 @@ def test_what_a_task_takes_is_said(tmp_path):
         Model(path).predict(["a", ("a", "b")])
     with pytest.raises(ValueError, match="give a list of texts"):
         Model(path).predict("a")
+
+
+@pytest.mark.parametrize("text", [5, b"a", ("a", "b", "c"), ("a", 1), "\udcff film"])
+def test_what_is_no_text_is_named(tmp_path, text):
+    _, path = saved(tmp_path, "bipft_a")
+    with pytest.raises(ValueError, match="text 1 is "):
+        Model(path).predict(["a", text])
+
+
+def test_a_command_that_fails_leaves_the_output_as_it_was(tmp_path):
+    source, model = packed_source("bipft_a")
+    bare = dataclasses.replace(model.architecture, outputs=0)
+    tensors = {n: t for n, t in model.tensors.items() if not n.startswith("classifier")}
+    task = file.Task("", (), 1, 32)
+    path, output, texts = (tmp_path / name for name in ("bare", "out.tsv", "in.tsv"))
+    file.write(path, dataclasses.replace(model, architecture=bare, tensors=tensors, task=task))
+    output.write_text("before")
+    texts.write_text("sentence\na\n")
+    with pytest.raises(SystemExit, match="this file has no classifier"):
+        main([str(path), "--input", str(texts), "--output", str(output)])
+    assert output.read_text() == "before"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bare", "in.tsv", "out.tsv"]
 
 
 def test_the_command(tmp_path, capsys):

@@ -10,6 +10,7 @@ tabs; OUT gets these columns, the prediction and the probability of each label.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = Model(arguments.model, arguments.threads)
         if arguments.text:
             if len(arguments.text) != model.task.sentences:
-                parser.error(f"task {model.task.name} takes {model.task.sentences} text(s)")
+                name = f"task {model.task.name}" if model.task.name else "a bare encoder"
+                parser.error(f"{name} takes {model.task.sentences} text(s)")
             text = arguments.text[0] if len(arguments.text) == 1 else tuple(arguments.text)
             (answer,) = model.predict([text])
             print("\t".join(_cells(answer)[:1]))
@@ -86,12 +88,17 @@ def _answer_file(model: Model, source: Path, target: Path) -> None:
     texts = list(examples)  # so that a bad line is known before the work
     inputs = [cells[0] if len(cells) == 1 else cells for cells in texts]
     names = [f"p({label})" for label in model.task.labels]
-    with target.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("\t".join([*header, "prediction", *names]) + "\n")
-        for number, (cells, answer) in enumerate(zip(texts, model.predictions(inputs)), start=1):
-            file.write("\t".join([*cells, *_cells(answer)]) + "\n")
-            if number % 100 == 0:
-                print(f"{number} of {len(texts)}", file=sys.stderr, flush=True)
+    written = target.with_name(f"{target.name}.{os.getpid()}")  # the target changes at the end
+    try:
+        with written.open("w", encoding="utf-8", newline="\n") as file:
+            file.write("\t".join([*header, "prediction", *names]) + "\n")
+            for number, (cells, answer) in enumerate(zip(texts, model.predictions(inputs)), 1):
+                file.write("\t".join([*cells, *_cells(answer)]) + "\n")
+                if number % 100 == 0:
+                    print(f"{number} of {len(texts)}", file=sys.stderr, flush=True)
+        written.replace(target)
+    finally:
+        written.unlink(missing_ok=True)
     print(f"{len(texts)} rows in {target}")
 
 

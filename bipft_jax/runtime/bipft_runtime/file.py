@@ -86,7 +86,7 @@ def read(path: str | os.PathLike[str]) -> PackedModel:
             _check_format(metadata)
             architecture = _architecture(metadata)
             _check_names(architecture, set(file.keys()))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: _tensor(file, name) for name in file.keys()}
         _check_tensors(architecture, tensors)
         texts = {name: metadata.get(name, "") for name in _TEXTS}
         if _digest(texts, tensors) != metadata.get("digest"):
@@ -106,6 +106,13 @@ def read(path: str | os.PathLike[str]) -> PackedModel:
 
 
 _TEXTS = ("architecture", "tokenizer", "task", "source")
+
+
+def _tensor(file: Any, name: str) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except (TypeError, AttributeError) as error:  # of types that NumPy lacks
+        raise ModelFileError(f"{name}: {file.get_slice(name).get_dtype()} is not read") from error
 
 
 def _check_format(metadata: Mapping[str, str]) -> None:
@@ -142,6 +149,9 @@ def _task(text: str, architecture: Architecture) -> Task:
         task = Task(**{**fields, "labels": tuple(fields["labels"])})
         valid = (
             isinstance(task.name, str)
+            and isinstance(fields["labels"], list)
+            and len(set(task.labels)) == len(task.labels)
+            and task.sentences <= architecture.segment_types
             and all(isinstance(label, str) for label in task.labels)
             and task.sentences in (1, 2)
             and type(task.max_length) is int
@@ -149,7 +159,8 @@ def _task(text: str, architecture: Architecture) -> Task:
         )
     except (TypeError, KeyError) as error:
         raise ModelFileError(f"task: {error}") from error
-    if not valid or (task.labels and len(task.labels) != architecture.outputs):
+    # A score is one output without a label.
+    if not valid or (len(task.labels) or min(architecture.outputs, 1)) != architecture.outputs:
         raise ModelFileError(f"task does not fit the architecture: {fields}")
     return task
 

@@ -95,7 +95,7 @@ class Model:
         if isinstance(texts, str):
             raise ValueError("give a list of texts, not one text")
         for number, text in enumerate(texts):
-            first, second = (text, None) if isinstance(text, str) else text
+            first, second = _sentences(number, text)
             if self.architecture.outputs and (second is None) != (self.task.sentences == 1):
                 takes = "one text" if self.task.sentences == 1 else "a pair of texts"
                 raise ValueError(f"text {number}: task {self.task.name} takes {takes}")
@@ -106,6 +106,23 @@ class Model:
                     stacklevel=3,
                 )
             yield tokens
+
+
+def _sentences(number: int, text: Text) -> tuple[str, str | None]:
+    """Raises ValueError for anything but a text or a pair of texts, in Unicode."""
+    parts = [text] if isinstance(text, str) else text
+    if not (
+        isinstance(parts, (list, tuple))
+        and len(parts) in (1, 2)
+        and all(isinstance(part, str) for part in parts)
+    ):
+        raise ValueError(f"text {number} is {text!r}: it must be a text or a pair of texts")
+    for part in parts:
+        try:
+            part.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"text {number} is not valid Unicode ({error.reason})") from error
+    return parts[0], parts[1] if len(parts) == 2 else None
 
 
 def _encoder(packed: PackedModel, threads: int) -> CompiledEncoder | NumpyEncoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from jax.sharding import Mesh
@@ -71,7 +72,7 @@ def loops(timed: Iterable[Timed]) -> list[str]:
 def _is_of(path: str, operation: str) -> bool:
     """Whether an operation's name has the module of that path; also if it has no name. A teacher
     has modules of the same names, whose kernels are floats."""
-    names = operation.split("/")
+    names = re.findall(r"\w+", operation)  # transformations put names in parentheses
     return not operation or (path.rpartition("/")[2] in names and TEACHER_SCOPE not in names)
 
 

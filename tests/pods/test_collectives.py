@@ -241,7 +241,9 @@ def test_a_binarised_kernel_that_is_gathered_as_floats_is_named(kernel, tensor, 
             timed,
             collective=dataclasses.replace(
                 timed.collective,
-                operation=timed.collective.operation.replace("layers", f"{TEACHER_SCOPE}/layers"),
+                operation=timed.collective.operation.replace(
+                    "layers", f"jvp({TEACHER_SCOPE})/layers"
+                ),
             ),
         )
         for timed in step.collectives

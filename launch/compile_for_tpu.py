@@ -35,9 +35,13 @@ _VOCAB_SIZE = flags.DEFINE_integer(
     "vocab_size",
     None,
     "Pieces of the tokenizer; default: the corpus's, without one 30522 (BERT's).",
+    lower_bound=1,
 )
 _LENGTH = flags.DEFINE_integer(
-    "length", None, "Tokens of an example; default: the corpus's, without one 128."
+    "length",
+    None,
+    "Tokens of an example; default: the corpus's, without one 128.",
+    lower_bound=1,
 )
 _CURVE = flags.DEFINE_bool("curve", False, "Also weak and strong scaling, 4 to 4,096 chips.")
 _FIT = flags.DEFINE_bool(
@@ -59,6 +63,7 @@ def main(argv: list[str]) -> None:
     # Imported late, so that --help and a mistyped flag answer at once.
     from bipft_jax.config_keys import check_keys
     from bipft_jax.data.corpus.corpus import load_corpus
+    from bipft_jax.models.recipes import BERT_VOCABULARY
     from bipft_jax.paths import require_local, require_writable
     from bipft_jax.pods import report
     from bipft_jax.pods.inspection import inspect
@@ -75,7 +80,7 @@ def main(argv: list[str]) -> None:
             vocab_size = vocab_size or corpus.tokenizer.vocab_size
             length = length or corpus.sequence_length
         setting = setting_of(
-            config, _TOPOLOGY.value, _SLICES.value, vocab_size or 30522, length or 128
+            config, _TOPOLOGY.value, _SLICES.value, vocab_size or BERT_VOCABULARY, length or 128
         )
         say = functools.partial(print, file=sys.stderr, flush=True)
         seen = inspect(setting, say, curve=_CURVE.value, fit=_FIT.value)

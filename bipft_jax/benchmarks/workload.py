@@ -11,7 +11,14 @@ import jax
 import numpy as np
 
 from bipft_jax.data.corpus.pretraining import max_predictions
-from bipft_jax.models.recipes import RECIPES, SIZES, BertConfig, bert_config, recipe_named
+from bipft_jax.models.recipes import (
+    BERT_VOCABULARY,
+    RECIPES,
+    SIZES,
+    BertConfig,
+    bert_config,
+    recipe_named,
+)
 from bipft_jax.models.remat import REMAT_POLICIES
 from bipft_jax.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES, check_modes
@@ -24,8 +31,6 @@ from bipft_jax.training.state import (
     new_state,
 )
 from bipft_jax.training.step import update
-
-BERT_VOCABULARY = 30522
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,14 @@ from bipft_jax.models.decoder_recipes import (
     decoder_config,
     decoder_recipe_named,
 )
-from bipft_jax.models.recipes import RECIPES, SIZES, bert_config, recipe_named
+from bipft_jax.models.recipes import (
+    BERT_VOCABULARY,
+    RECIPES,
+    SIZES,
+    bert_config,
+    recipe_named,
+)
 from bipft_jax.paths import require_local
-
-BERT_VOCABULARY = 30522
 
 
 def _parser() -> argparse.ArgumentParser:

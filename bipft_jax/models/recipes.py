@@ -127,6 +127,8 @@ class Size:
     heads: int
 
 
+BERT_VOCABULARY = 30522  # pieces of the released uncased models
+
 SIZES: dict[str, Size] = {
     "tiny": Size(layers=2, hidden=128, heads=2),
     "mini": Size(layers=4, hidden=256, heads=4),

@@ -18,8 +18,9 @@
 # For a GPU: SIZES="4x192 6x256 8x384 10x512 12x640" LENGTH=512 BATCH=128 UPDATES=460
 # VOCABULARY=4096 DTYPE=bfloat16, with 30 million tokens of text.
 #
-# The peak rate of each recipe is the best of three at the smallest size, and falls with the square
-# root of the hidden size. Quantised recipes train in two stages (configs/pretrain.py).
+# The peak rate of each recipe is the best at the smallest size of rates that differ by a factor of
+# two, of which more are tried while the best is the largest or the smallest. It falls with the
+# square root of the hidden size. Quantised recipes train in two stages (configs/pretrain.py).
 set -euo pipefail
 if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
   sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
@@ -54,20 +55,30 @@ pretrain() {  # RECIPE SIZE SEED RATE NAME
     --config.evaluate_every="$updates" --config.log_every="$((updates / 8 + 1))"
 }
 
-declare -A rates=([bitnet_fp]="5e-4 1e-3 2e-3" [bitnet_b158]="1.5e-3 3e-3 6e-3" [bitnet_b1]="2e-3 4e-3 8e-3")
-mkdir -p "$runs/results"
-for recipe in bitnet_fp bitnet_b158 bitnet_b1; do
-  for rate in ${rates[$recipe]}; do
-    pretrain "$recipe" "${sizes[0]}" 0 "$rate" "rates/$recipe-${sizes[0]}-$rate"
-  done
-  best="$($python - "$runs"/rates/"$recipe-${sizes[0]}"-*/result.json <<'PYTHON'
+# The best rate of a recipe at the smallest size, and the rate to try next: none if the best lies
+# between two others.
+best_rate() {  # RECIPE
+  $python - "$runs"/rates/"$1-${sizes[0]}"-*/result.json <<'PYTHON'
 import json, sys
 
 results = [json.load(open(path)) for path in sys.argv[1:]]
 losses = {r["config"]["learning_rate"]: r["seeds"][0]["last"]["loss"] for r in results}
-print(min(losses, key=losses.get))
+best = min(losses, key=losses.get)
+edges = {max(losses): 2 * best, min(losses): best / 2}
+print(best, edges.get(best, ""))
 PYTHON
-  )"
+}
+
+declare -A rates=([bitnet_fp]="1e-3 2e-3 4e-3" [bitnet_b158]="3e-3 6e-3 1.2e-2" [bitnet_b1]="4e-3 8e-3 1.6e-2")
+mkdir -p "$runs/results"
+for recipe in bitnet_fp bitnet_b158 bitnet_b1; do
+  untried="${rates[$recipe]}"
+  while [[ -n "$untried" ]]; do
+    for rate in $untried; do
+      pretrain "$recipe" "${sizes[0]}" 0 "$rate" "rates/$recipe-${sizes[0]}-$rate"
+    done
+    read -r best untried <<< "$(best_rate "$recipe")"
+  done
   echo "peak rate of $recipe at ${sizes[0]}: $best"
   for number in "${!sizes[@]}"; do
     size="${sizes[$number]}"

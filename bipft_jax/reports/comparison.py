@@ -3,8 +3,9 @@
     python -m bipft_jax.comparison RESULT... [--glue_dir DIR]
 
 RESULT is the result.json of a finetuning run (over all its seeds, under any file name), or a
-directory to search for such files. A row is a recipe, pretrained or not; a column is a metric of a
-task; a cell is the mean over seeds and the sample standard deviation, in percent. --glue_dir adds a
+directory to search for such files. A row is a recipe, pretrained or not, and the checkpoint that it
+starts from, which is named where a recipe has several; a column is a metric of a task; a cell is
+the mean over seeds and the sample standard deviation, in percent. --glue_dir adds a
 row for a linear model of bags of words (`bipft_jax/data/glue/bag_of_words.py`) and the standard
 error of an accuracy on that many dev rows.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,10 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
     """Reads the results at these paths, recursively in directories; skips results of single seeds
     and of pretraining.
 
-    Raises: ValueError for a path without results, two results of the same model on the same task,
-      or models of one recipe from different checkpoints.
+    Raises: ValueError for a path without results, or two results of the same model on the same
+      task.
     """
     by_cell: dict[tuple, tuple[Path, dict[str, Any]]] = {}
-    origins: dict[tuple, tuple[Path, str]] = {}
     for path in map(Path, paths):
         files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
         loaded = [(file.resolve(), _load(file, strictly=file == path)) for file in files]
@@ -41,12 +42,6 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
         if not loaded:
             raise ValueError(f"{path} has no result.json of a finetuning run")
         for file, result in loaded:
-            other, origin = origins.setdefault(_model(result), (file, result["init_from"]))
-            if origin != result["init_from"]:
-                raise ValueError(
-                    f"{_label(result)} starts from {origin} in {other}, from {result['init_from']} "
-                    f"in {file}: a row is one model"
-                )
             cell = (*_model(result), result["task"])
             if cell in by_cell and by_cell[cell][0] != file:
                 raise ValueError(
@@ -77,13 +72,17 @@ def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = No
         for metric in result["mean"]
     }
     order = list(RECIPES)
-    models = sorted({_model(r) for r in results}, key=lambda m: (order.index(m[0]), m[1]))
+    models = sorted({_model(r) for r in results}, key=lambda m: (order.index(m[0]), *m[1:]))
+    starts = Counter((recipe, pretrained) for recipe, pretrained, _ in models)
     rows = [["", *(f"{tasks[task].directory}, {metric}" for task, metric in scores)]]
     rows.append(["---", *("---:" for _ in scores)])
     for model in models:
         of_model = {r["task"]: r for r in results if _model(r) == model}
         cells = [_cell(of_model.get(task), metric) for task, metric in scores]
-        rows.append([_label(next(iter(of_model.values()))), *cells])
+        label = _label(next(iter(of_model.values())))
+        if starts[model[:2]] > 1:
+            label += f", from `{model[2]}`"
+        rows.append([label, *cells])
     majority = {
         (r["task"], metric): score for r in results for metric, score in r["majority_class"].items()
     }
@@ -118,8 +117,8 @@ def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
     return percent(mean) if deviation is None else f"{percent(mean)} ± {percent(deviation)}"
 
 
-def _model(result: Mapping[str, Any]) -> tuple[str, bool]:
-    return result["recipe"], result["pretrained"]
+def _model(result: Mapping[str, Any]) -> tuple[str, bool, str]:
+    return result["recipe"], result["pretrained"], result["init_from"]
 
 
 def _label(result: Mapping[str, Any]) -> str:

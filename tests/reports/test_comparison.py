@@ -53,11 +53,20 @@ def test_two_results_for_one_cell_are_refused(tmp_path):
         comparison.main([str(tmp_path)])
 
 
-def test_a_row_is_one_model(tmp_path):
-    other = result("fp", "sst2", 0.2, init_from="runs/larger")
-    written(tmp_path / "a", x=result("fp", "cola", 0.1), y=other)
-    with pytest.raises(SystemExit, match=r"`fp` starts from runs/fp in .*from runs/larger in"):
-        comparison.main([str(tmp_path)])
+def test_models_of_one_recipe_from_two_checkpoints_are_two_rows(tmp_path, capsys):
+    binarised = result("bipft_b", "sst2", 0.6, init_from="runs/fp")
+    written(
+        tmp_path / "a",
+        x=result("bipft_b", "cola", 0.1),
+        y=binarised,
+        z=result("fp", "sst2", 0.8),
+    )
+    comparison.main([str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[2:5] == [
+        "| `fp` |  | 80.0 ± 2.0 |",
+        "| `bipft_b`, from `runs/bipft_b` | 10.0 ± 2.0 |  |",
+        "| `bipft_b`, from `runs/fp` |  | 60.0 ± 2.0 |",
+    ]
 
 
 def test_a_score_that_one_model_lacks_is_left_out(tmp_path, capsys):

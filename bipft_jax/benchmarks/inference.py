@@ -24,14 +24,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bipft_runtime import file as packed_file
-from bipft_runtime.compiled_encoder import CompiledEncoder
-from bipft_runtime.library import instruction_sets
-from bipft_runtime.numpy_encoder import NumpyEncoder
 
-from bipft_jax.benchmarks.random_packed import random_packed
+from bipft_jax.errors import runtime_missing
 from bipft_jax.paths import require_local
 from bipft_jax.reports.tables import aligned
+
+try:
+    from bipft_runtime import file as packed_file
+    from bipft_runtime.compiled_encoder import CompiledEncoder
+    from bipft_runtime.library import instruction_sets
+    from bipft_runtime.numpy_encoder import NumpyEncoder
+
+    from bipft_jax.benchmarks.random_packed import random_packed
+except ImportError as error:
+    raise runtime_missing(error) from error
 
 Row = dict[str, Any]
 

@@ -23,6 +23,7 @@ import numpy as np
 from bipft_jax.checkpoints.source import Source, load_source
 from bipft_jax.cost import memory
 from bipft_jax.cost.report import parts_table
+from bipft_jax.errors import runtime_missing
 from bipft_jax.models.parameters import Params, is_scale, named_leaves
 from bipft_jax.models.recipes import RECIPES, BertConfig, Recipe
 from bipft_jax.paths import replacing, require_local, require_writable
@@ -41,11 +42,8 @@ from bipft_jax.training.task_outputs import class_outputs
 try:
     from bipft_runtime import architecture as packed_architecture
     from bipft_runtime import file as packed_file
-except ImportError as error:  # pragma: no cover
-    raise SystemExit(
-        "error: packing needs the runtime: pip install ./bipft_jax/runtime (bash launch/test.sh "
-        "and launch/quickstart.sh install it)"
-    ) from error
+except ImportError as error:
+    raise runtime_missing(error) from error
 
 # The order of the rows of `layers.estimators`.
 _ESTIMATORS = ("query", "query_residual", "key", "key_residual", "value_residual")

@@ -1,6 +1,8 @@
 """The timing command: what it measures, not how fast that is."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -48,3 +50,29 @@ def test_writes_times_load_time_and_memory(tmp_path, capsys):
 def test_unknown_names_are_answered(arguments, complaint):
     with pytest.raises(SystemExit, match=complaint):
         inference.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("missing", "command", "install"),
+    [
+        ("bipft_runtime", ["benchmarks.inference"], "pip install ./bipft_jax/runtime"),
+        ("bipft_runtime", ["interop.pack"], "pip install ./bipft_jax/runtime"),
+        (
+            "nncf",
+            ["benchmarks.inference", "--random", "bipft_a,tiny", "--peers"],
+            "pip install -e '.[inference-peers]'",
+        ),
+    ],
+)
+def test_a_distribution_that_is_not_installed_is_named(missing, command, install):
+    module, *arguments = command
+    code = f"""
+import runpy, sys
+sys.modules["{missing}"] = None
+runpy.run_module("bipft_jax.{module}", run_name="__main__")
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert run.returncode == 1 and run.stderr.startswith("error: ")
+    assert missing in run.stderr and install in run.stderr

@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(f"  {label}\t{probability:.4f}")
             return
         _answer_file(model, arguments.input, arguments.output)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -3,6 +3,7 @@ sets and numbers of threads."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from tests.runtime.random_models import (
     with_zeros,
 )
 
+TASKS = Path("/proc/self/task")  # an entry for each thread of this process
 SETS = library.instruction_sets()
 pytestmark = pytest.mark.skipif(not SETS, reason="bipft_runtime was installed without a compiler")
 
@@ -137,6 +139,18 @@ def test_a_forked_process_makes_threads_of_its_own(tmp_path):
     file.write(tmp_path / "model.safetensors", random_model("bipft_a"))
     command = [sys.executable, "-c", _FORKING, str(tmp_path / "model.safetensors")]
     subprocess.run(command, check=True, timeout=60)
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="counts threads as Linux shows them")
+def test_threads_without_tokens_are_not_started():
+    model = random_model("bipft_a")
+    before = len(list(TASKS.iterdir()))
+    encoder = CompiledEncoder(model, threads=64)
+    started = []
+    for count in (8, 9, 70):  # the last is 9 shares of at most 8 tokens
+        encoder(*tokens(np.random.default_rng(0), count))
+        started.append(len(list(TASKS.iterdir())) - before)
+    assert started == [0, 1, 8]
 
 
 def test_an_instruction_set_may_be_forced(monkeypatch):

@@ -38,8 +38,8 @@ class Model:
     """A packed encoder with its tokenizer and, if it has one, its classifier."""
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
-        """threads: that share a text, where the kernels are compiled. They change no bit of an
-        answer.
+        """threads: that share a text, where the kernels are compiled; of a short one at most one
+        for every 8 tokens works. They change no bit of an answer.
 
         Raises: ModelFileError (a ValueError) for a file that is no packed model, or a damaged
           one; FileNotFoundError; ValueError for an instruction set in the environment variable

@@ -93,8 +93,12 @@ void Encoder::work(int threads, const std::function<void(int)>& part) {
   team_->run(threads, part);
 }
 
+int Encoder::at_work(int threads, int tokens) {
+  return std::clamp(threads, 1, std::min(shares_of(tokens), kMostThreads));
+}
+
 Encoder::Span Encoder::span(int thread, int threads) const {
-  const int shares = (tokens_ + kShare - 1) / kShare;
+  const int shares = shares_of(tokens_);
   return {shares * thread / threads * kShare,
           std::min(tokens_, shares * (thread + 1) / threads * kShare)};
 }
@@ -128,7 +132,7 @@ void Encoder::embed(const int32_t* ids, const int32_t* segments, int tokens, flo
 void Encoder::encode(const int32_t* ids, const int32_t* segments, int tokens, int threads,
                      float* hidden, float* pooled) {
   check_inputs(ids, segments, tokens);
-  threads = std::clamp(threads, 1, kMostThreads);
+  threads = at_work(threads, tokens);
   prepare(tokens, threads);
   const int size = model_.shape.hidden;
   work(threads, [&](int thread) {
@@ -147,7 +151,7 @@ void Encoder::layers(int first, int last, const float* before, int tokens, int t
   if (first < 0 || first > last || last > model_.shape.layers)
     throw ModelError("layers " + std::to_string(first) + " to " + std::to_string(last) + " of " +
                      std::to_string(model_.shape.layers));
-  threads = std::clamp(threads, 1, kMostThreads);
+  threads = at_work(threads, tokens);
   prepare(tokens, threads);
   const int size = model_.shape.hidden;
   work(threads, [&](int thread) {

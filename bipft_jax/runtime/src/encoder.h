@@ -59,6 +59,9 @@ class Encoder {
   void prepare(int tokens, int threads);
   void abandon_foreign_team();
   void work(int threads, const std::function<void(int)>& part);
+  static int shares_of(int tokens) { return (tokens + kShare - 1) / kShare; }
+  // How many of `threads` get tokens: another would only wait for them, at every layer.
+  static int at_work(int threads, int tokens);
   Span span(int thread, int threads) const;
   void embed_row(int32_t id, int32_t segment, int position, float* row) const;
   void run_layers(int first, int last, int thread, Span span);

@@ -184,7 +184,7 @@ def _random_model(text: str) -> packed_file.PackedModel:
 
     recipe, _, size = text.partition(",")
     config = bert_config(recipe_named(recipe), size or "base", BERT_VOCABULARY, dropout=0.0)
-    return random_packed(architecture_of(config, outputs=0))
+    return random_packed(architecture_of(config, 0, max(tokens for _, tokens in SHAPES)))
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

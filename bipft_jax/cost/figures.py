@@ -67,7 +67,7 @@ def figures_of(config: ModelConfig, params: Params, length: int) -> Figures:
     return Figures(
         config=config,
         length=length,
-        parts=parts(config, params),
+        parts=parts(config, params, length),
         operations=operations(products, elementwise_operations(config, length)),
         joules={
             (precision, node): energy(products, node, precision)

@@ -19,17 +19,19 @@ from bipft_jax.models.layers import BINARY_LINEARS
 from bipft_jax.models.parameters import Params, is_scale, named_leaves
 from bipft_jax.models.recipes import BertConfig
 
-_FLOAT, _HALF = 4, 2  # bytes
+_FLOAT = 4  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Parameters of one kind. bits: of a stored weight. scales: number of scales of the codes."""
+    """Parameters of one kind. bits: of a stored weight. scales: number of scales of the codes.
+    unread: parameters that a packed file leaves out."""
 
     name: str
     parameters: int
     bits: int = FLOAT_BITS
     scales: int = 0
+    unread: int = 0
 
     @property
     def float_bytes(self) -> int:
@@ -38,12 +40,8 @@ class Part:
 
     @property
     def packed_bytes(self) -> float:
-        """As the packed file stores it: codes as bits, the scales of the embedding's rows and the
-        small embedding tables in float16, everything else in float32."""
-        if self.name in (POSITIONS, SEGMENTS):
-            return _HALF * self.parameters
-        scale = _HALF if self.name == WORDS else _FLOAT
-        return self.parameters * self.bits / 8 + scale * self.scales
+        """As a packed file stores it: codes as bits, everything else in float32."""
+        return (self.parameters - self.unread) * self.bits / 8 + _FLOAT * self.scales
 
 
 LINEARS, WORDS, POSITIONS, SEGMENTS = "linears", "word embedding", "positions", "segments"
@@ -53,11 +51,11 @@ _ORDER = (LINEARS, WORDS, POSITIONS, SEGMENTS, BIASES, NORMS, SHIFTS, SCALES, ES
 _BERT = (LINEARS, WORDS, POSITIONS, SEGMENTS, BIASES, NORMS)  # what full-precision BERT has, too
 
 
-def parts(config: BertConfig | DecoderConfig, params: Params) -> list[Part]:
+def parts(config: BertConfig | DecoderConfig, params: Params, length: int) -> list[Part]:
     """The parts of a model.
 
     params: of a decoder, of `Bert`, or of a model with heads that has it as `bert`; arrays or
-      shapes.
+      shapes. length: tokens of the longest text of a packed file, which has no positions beyond.
     """
     encoder, heads = params, {}
     if "bert" in params:
@@ -73,6 +71,7 @@ def parts(config: BertConfig | DecoderConfig, params: Params) -> list[Part]:
             before.parameters + leaf.size,
             bits(quantizer),
             before.scales + _scales(leaf, quantizer) * config.recipe.groups,
+            leaf.size - length * leaf.shape[1] if name == POSITIONS else 0,
         )
     return [part for part in sums.values() if part.parameters]
 

@@ -82,7 +82,7 @@ def _bytes_of_encoder(model: Figures) -> dict[str, float]:
         "binarised matrices at their bits, the rest of BERT float32 (papers)": (
             memory.bits_of_binary_matrices(model.parts)
         ),
-        "packed file: all parameters; tables and row scales float16": packed,
+        f"packed file for {model.length} tokens: all parameters, scales too": packed,
     }
 
 

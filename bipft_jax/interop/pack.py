@@ -4,9 +4,8 @@
 
 WORKDIR is that of a finetuning run (its best seed is packed), of one seed, or of a pretraining run
 or import (the bare encoder; the MLM head is tied to the latent float table, which the file has
-not). Position and segment tables and the scales of the word embedding's rows are rounded to
-float16: the packed model is the file, and its answers can differ from the workdir's where this
-rounding changes a code.
+not). What is no bit stays float32: rounding the embedding's tables to float16 changed one label in
+25 of a finetuned encoder. The position table ends with the longest text, `--max_length`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import numpy as np
 from bipft_jax.checkpoints.source import Source, load_source
 from bipft_jax.cost import memory
 from bipft_jax.cost.report import parts_table
+from bipft_jax.data.glue.tasks import GlueTask
 from bipft_jax.errors import runtime_missing
 from bipft_jax.models.parameters import Params, is_scale, named_leaves
 from bipft_jax.models.recipes import RECIPES, BertConfig, Recipe
@@ -62,8 +62,12 @@ def packable(recipe: Recipe) -> bool:
     )
 
 
-def architecture_of(config: BertConfig, outputs: int) -> packed_architecture.Architecture:
+def architecture_of(
+    config: BertConfig, outputs: int, max_length: int
+) -> packed_architecture.Architecture:
     """The architecture that the file names.
+
+    max_length: tokens of the longest text.
 
     Raises: ValueError for a recipe that the runtime lacks, or an encoder's width that is no
       multiple of 8.
@@ -82,7 +86,7 @@ def architecture_of(config: BertConfig, outputs: int) -> packed_architecture.Arc
         heads=config.heads,
         intermediate=config.intermediate,
         vocab_size=config.vocab_size,
-        max_positions=config.max_positions,
+        max_positions=max_length,
         segment_types=config.segment_types,
         epsilon=config.layer_norm_epsilon,
         weight_scales="output" if isinstance(recipe.weight, RowBinarizer) else "tensor",
@@ -97,13 +101,17 @@ def architecture_of(config: BertConfig, outputs: int) -> packed_architecture.Arc
     )
 
 
-def packed(source: Source, task_name: str | None = None) -> packed_file.PackedModel:
+def packed(
+    source: Source, task_name: str | None = None, max_length: int | None = None
+) -> packed_file.PackedModel:
     """The packed model of a checkpoint.
 
-    task_name: for a classifier that does not store its task.
+    task_name: for a classifier that does not store its task. max_length: tokens of the longest
+      text; without it that of the finetuning run, or all positions of a bare encoder.
 
     Raises: ValueError for a recipe that the runtime lacks, parameters that are missing or not
-      finite (scales that were never set), or a task that does not fit.
+      finite (scales that were never set), a task that does not fit, or a max_length that is too
+      small for a text or larger than the model's.
     """
     unset = [
         path for path, leaf in named_leaves(source.params).items() if not np.isfinite(leaf).all()
@@ -113,12 +121,15 @@ def packed(source: Source, task_name: str | None = None) -> packed_file.PackedMo
         raise ValueError(f"{source.workdir} has {what}, such as {unset[0]}: train it first")
     outputs = source.objective.outputs
     config = source.config()
-    architecture = architecture_of(config, outputs)
+    task = task_of(source, task_name) if outputs else None
+    max_length = _max_length(source, task, max_length)
+    architecture = architecture_of(config, outputs, max_length)
     if lost := [path for path in source.missing if path.startswith("bert/")]:
         raise ValueError(f"{source.workdir} has no {lost[0]}: train it first")
     tensors = dict(_encoder_tensors(source.params["bert"], config.recipe))
-    if outputs:
-        task = task_of(source, task_name)
+    tensors["positions"] = tensors["positions"][:max_length]
+    described = packed_file.Task("", (), 1, max_length)
+    if task:
         order = class_outputs(source, task)
         head = source.params["classifier"]
         tensors["classifier.kernel"] = np.asarray(head["kernel"]).T[order]
@@ -127,10 +138,8 @@ def packed(source: Source, task_name: str | None = None) -> packed_file.PackedMo
             name=task.name,
             labels=task.label_names or (),
             sentences=len(task.sentences),
-            max_length=source.run.get("max_length", min(MAX_LENGTH, config.max_positions)),
+            max_length=max_length,
         )
-    else:
-        described = packed_file.Task("", (), 1, config.max_positions)
     return packed_file.PackedModel(
         architecture=architecture,
         tensors={name: _as_stored(architecture, name, value) for name, value in tensors.items()},
@@ -138,6 +147,17 @@ def packed(source: Source, task_name: str | None = None) -> packed_file.PackedMo
         task=described,
         source={"step": source.step, "metrics": source.metrics},
     )
+
+
+def _max_length(source: Source, task: GlueTask | None, max_length: int | None) -> int:
+    """Raises ValueError for a length that does not fit model or task."""
+    most = source.config().max_positions
+    if max_length is None:
+        max_length = min(source.run.get("max_length", MAX_LENGTH), most) if task else most
+    least = 2 * len(task.sentences) + 1 if task else 3  # a token a text, [CLS] and [SEP]
+    if not least <= max_length <= most:
+        raise ValueError(f"max_length is {max_length}, not from {least} to {most}")
+    return max_length
 
 
 def _as_stored(
@@ -201,9 +221,9 @@ def _norm(name: str, module: Params) -> Iterable[tuple[str, np.ndarray]]:
     yield f"{name}.bias", module["bias"]
 
 
-def summary(source: Source, path: Path) -> str:
+def summary(source: Source, path: Path, max_length: int) -> str:
     """A table of the file's parts, and its size beside that of the float32 model."""
-    parts = memory.parts(source.config(), source.params)
+    parts = memory.parts(source.config(), source.params, max_length)
     if not source.objective.outputs:
         parts = [part for part in parts if part.name != memory.HEADS]
     floats = sum(part.float_bytes for part in parts)
@@ -233,18 +253,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="of a run or an import")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.safetensors")
     parser.add_argument("--task", help="only for a classifier that does not say its own")
+    parser.add_argument(
+        "--max_length",
+        type=int,
+        metavar="TOKENS",
+        help="of the longest text (default: the finetuning run's; all of a bare encoder's "
+        "positions); longer ones are cut",
+    )
     arguments = parser.parse_args(argv)
     try:
         require_local(vars(arguments))
         require_writable(arguments.output)
         source = load_source(best_seed(arguments.workdir))
-        model = packed(source, arguments.task)
+        model = packed(source, arguments.task, arguments.max_length)
         with replacing(arguments.output) as temporary:
             packed_file.write(temporary, model)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"read {source.described()}")
-    print(summary(source, arguments.output))
+    print(summary(source, arguments.output, model.task.max_length))
     zeros = sum(tensor.size for name, tensor in model.tensors.items() if name.endswith(".zeros"))
     if zeros:
         print(f"{zeros} weights have the code 0 and are listed")

@@ -40,10 +40,10 @@ def test_bytes_of_base_are_those_that_papers_print():
         assert memory.bits_of_binary_matrices(parts) / 2**20 == pytest.approx(15.0, abs=0.05)
 
 
-def test_the_packed_bytes_are_the_sum_of_bits_halves_and_floats():
-    vocab, h, inner, layers, positions = 30522, 768, 3072, 12, 512
+def test_the_packed_bytes_are_the_sum_of_bits_and_floats():
+    vocab, h, inner, layers, positions, length = 30522, 768, 3072, 12, 512, 128
     bits = layers * (4 * h * h + 2 * h * inner) + h * h + vocab * h
-    halves = (positions + 2) * h + vocab
+    tables = (length + 2) * h + vocab  # and a scale for each word
     biases = layers * (5 * h + inner) + h
     norms, shifts = 2 * h * (2 * layers + 1) + 2 * h, biases  # one LayerNorm in the pooler
     scales = (6 * layers + 1) * 2 + 4 * layers  # of each linear's weights and input; q, k, v, probs
@@ -51,9 +51,12 @@ def test_the_packed_bytes_are_the_sum_of_bits_halves_and_floats():
         estimators = layers * (4 * rank + 1) * (h + 1) if rank else 0
         floats = biases + norms + shifts + scales + estimators
         parts = base("bipft_b", rank).parts
-        assert mib(parts) * 2**20 == bits / 8 + 2 * halves + 4 * floats
+        assert mib(parts) * 2**20 == bits / 8 + 4 * (tables + floats)
         assert sum(part.parameters for part in parts) == (
-            bits + halves - vocab + floats - (6 * layers + 1)  # the weights' scales are computed
+            bits
+            + (positions + 2) * h
+            + floats
+            - (6 * layers + 1)  # the weights' scales are computed
         )
 
 

@@ -21,8 +21,7 @@ _SCALES = {"query_scale": 0.5, "key_scale": 0.5, "value_scale": 0.5, "probs_scal
 
 
 def random_source(recipe, size="tiny", rank=-1, task="sst2", seed=0):
-    """A classifier whose biases, shifts and norms are random too, its scales set, and whose
-    tables are those that a packed file can hold exactly."""
+    """A classifier whose biases, shifts and norms are random too, and its scales set."""
     row = TASKS[task]
     config = bert_config(recipe_named(recipe, rank), size, TOKENIZER.vocab_size, dropout=0.0)
     objective = classification(row.num_outputs)
@@ -37,14 +36,6 @@ def random_source(recipe, size="tiny", rank=-1, task="sst2", seed=0):
         return values + 1 if name == "scale" else values
 
     params = jax.tree_util.tree_map_with_path(value, objective.abstract_params(config))
-    bert = params["bert"]
-    words = bert["words"]["embedding"]
-    # One magnitude a row, which float16 has: the mean of the row is this magnitude.
-    magnitude = np.abs(words).mean(1, keepdims=True).astype(np.float16).astype(np.float32)
-    bert["words"]["embedding"] = np.sign(words - words.mean()) * magnitude
-    for name in ("positions", "segments"):
-        table = bert[name]["embedding"]
-        bert[name]["embedding"] = table.astype(np.float16).astype(np.float32)
     return Source(
         workdir="model",
         step=1,

@@ -19,9 +19,8 @@ def random_model(recipe, rank=-1, sizes=SIZES[0], seed=0):
     hidden, heads, intermediate = sizes
     small = bert_config(recipe_named(recipe, rank), "tiny", VOCABULARY, dropout=0.0)
     architecture = dataclasses.replace(
-        architecture_of(small, 0),
+        architecture_of(small, 0, POSITIONS),
         **{"hidden": hidden, "heads": heads, "intermediate": intermediate},
-        max_positions=POSITIONS,
     )
     model = random_packed(architecture, seed)
     # The feed-forward layer's inputs reach both sides of GELU's minimum.

@@ -202,5 +202,5 @@ def test_without_the_library_numpy_answers_and_says_so_once(tmp_path, monkeypatc
 
 def test_a_library_of_another_version_is_refused(monkeypatch):
     monkeypatch.setattr(library, "ABI_VERSION", 0)
-    with pytest.raises(ImportError, match="version 1 of the interface, this package needs 0"):
+    with pytest.raises(ImportError, match="version 2 of the interface, this package needs 0"):
         library.loaded.__wrapped__()

@@ -83,12 +83,7 @@ class Architecture:
         """The file's tensors: name -> (NumPy dtype, shape). Lists of zero codes (`*.zeros`) may
         come in addition."""
         h, layers = self.hidden, self.layers
-        table = {
-            "words.bits": ("uint8", (self.vocab_size, h // 8)),
-            "words.scale": ("float16", (self.vocab_size,)),
-            "positions": ("float16", (self.max_positions, h)),
-            "segments": ("float16", (self.segment_types, h)),
-        }
+        table = {"words.bits": ("uint8", (self.vocab_size, h // 8))}
 
         def add(name: str, *shape: int) -> None:
             table[name] = ("float32", shape)
@@ -108,6 +103,9 @@ class Architecture:
             if self.shifted_input:
                 add(f"{name}.input_shift", *stack, inputs)
 
+        add("words.scale", self.vocab_size)
+        add("positions", self.max_positions, h)
+        add("segments", self.segment_types, h)
         add_norm("norm")
         for name in LINEARS:
             add_linear(f"layers.{name}", layers)

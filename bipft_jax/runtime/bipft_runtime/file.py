@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from bipft_runtime.architecture import Architecture
 
-FORMAT, VERSION = "bipft-packed", "1"
+FORMAT, VERSION = "bipft-packed", "2"
 BITS, ZEROS = ".bits", ".zeros"
 
 

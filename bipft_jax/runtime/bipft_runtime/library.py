@@ -9,7 +9,7 @@ from pathlib import Path
 
 import bipft_runtime
 
-ABI_VERSION = 1  # BIPFT_ABI_VERSION of src/bipft_runtime.h
+ABI_VERSION = 2  # BIPFT_ABI_VERSION of src/bipft_runtime.h
 ISA_VARIABLE = "BIPFT_RUNTIME_ISA"  # forces an instruction set
 MISSING = (
     "bipft_runtime was installed without a C++ compiler and has no compiled kernels: install it "

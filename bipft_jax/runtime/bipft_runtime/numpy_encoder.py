@@ -56,9 +56,9 @@ class NumpyEncoder:
                     self._word_codes, [token * hidden, (token + 1) * hidden]
                 )
                 codes[row, self._word_codes[first:last] - token * hidden] = 0
-        x = codes * top["words.scale"][ids].astype(_F32)[:, None]
-        x = x + top["positions"][: len(ids)].astype(_F32)
-        x = x + top["segments"][segments].astype(_F32)
+        x = codes * top["words.scale"][ids][:, None]
+        x = x + top["positions"][: len(ids)]
+        x = x + top["segments"][segments]
         return _norm(x, top["norm.scale"], top["norm.bias"], epsilon)
 
     def layer(self, number: int, x: np.ndarray) -> np.ndarray:

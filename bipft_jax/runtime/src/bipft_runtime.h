@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 /* Changes with every change of this interface. */
-#define BIPFT_ABI_VERSION 1
+#define BIPFT_ABI_VERSION 2
 
 /* bipft_runtime/architecture.py says what the fields mean. The last six are 0 or 1. */
 typedef struct {

@@ -10,18 +10,6 @@ constexpr int kLargestSum = 32000;  // of inputs or positions: dots and threshol
 constexpr int64_t kLargest = 1 << 24;
 constexpr float kSmallestScale = 1e-5f;  // a learned scale below acts as this
 
-float of_half(uint16_t half) {
-  const uint32_t sign = (uint32_t)(half & 0x8000) << 16, rest = half & 0x7fff;
-  float value;
-  if (rest < 0x400) {  // subnormal
-    value = (float)rest * 0x1p-24f;
-  } else {
-    const uint32_t bits = (rest << 13) + (112u << 23);
-    std::memcpy(&value, &bits, 4);
-  }
-  return sign ? -value : value;
-}
-
 class Tensors {
  public:
   Tensors(const bipft_tensor* tensors, int count) : tensors_(tensors), count_(count) {}
@@ -92,11 +80,10 @@ Floats constant_row(int n, float value) {
   return padded_row(values.data(), n);
 }
 
-Floats of_half_rows(const uint16_t* values, int rows, int n) {
+Floats padded_rows(const float* values, int rows, int n) {
   Floats table((size_t)rows * padded(n));
   for (int r = 0; r < rows; r++)
-    for (int i = 0; i < n; i++)
-      table[(size_t)r * padded(n) + i] = of_half(values[(size_t)r * n + i]);
+    std::memcpy(&table[(size_t)r * padded(n)], values + (size_t)r * n, n * sizeof(float));
   return table;
 }
 
@@ -199,10 +186,7 @@ Layer read_layer(const bipft_architecture& shape, const Reader& reader, int numb
     const int estimates = 4 * shape.estimator_rank + 1;
     const float* kernel =
         reader.rows("layers.estimators.kernel", (uint64_t)estimates * hidden, number, count);
-    layer.estimator_kernel.resize((size_t)estimates * padded(hidden));
-    for (int e = 0; e < estimates; e++)
-      std::memcpy(&layer.estimator_kernel[(size_t)e * padded(hidden)], kernel + (size_t)e * hidden,
-                  hidden * sizeof(float));
+    layer.estimator_kernel = padded_rows(kernel, estimates, hidden);
     const float* bias = reader.rows("layers.estimators.bias", estimates, number, count);
     layer.estimator_bias.assign(bias, bias + estimates);
   }
@@ -236,10 +220,10 @@ Model::Model(const bipft_architecture& architecture, const bipft_tensor* list, i
   words.resize(bytes);
   std::memcpy(words.data(), bits, bytes);
   word_zeros = tensors.zeros("words", 0, (int64_t)shape.vocab_size * hidden);
-  const uint16_t* scales = tensors.get<uint16_t>("words.scale", shape.vocab_size);
-  for (int i = 0; i < shape.vocab_size; i++) word_scales.push_back(of_half(scales[i]));
+  const float* scales = tensors.get<float>("words.scale", shape.vocab_size);
+  word_scales.assign(scales, scales + shape.vocab_size);
   const auto table = [&](const char* name, int rows) {
-    return of_half_rows(tensors.get<uint16_t>(name, (uint64_t)rows * hidden), rows, hidden);
+    return padded_rows(tensors.get<float>(name, (uint64_t)rows * hidden), rows, hidden);
   };
   positions = table("positions", shape.max_positions);
   segments = table("segments", shape.segment_types);

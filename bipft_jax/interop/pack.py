@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -24,10 +24,12 @@ from bipft_jax.cost import memory
 from bipft_jax.cost.report import parts_table
 from bipft_jax.data.glue.tasks import GlueTask
 from bipft_jax.errors import runtime_missing
+from bipft_jax.interop.gelu_ties import settled_shifts
 from bipft_jax.models.parameters import Params, is_scale, named_leaves
 from bipft_jax.models.recipes import RECIPES, BertConfig, Recipe
 from bipft_jax.paths import replacing, require_local, require_writable
 from bipft_jax.predict import MAX_LENGTH, best_seed, task_of
+from bipft_jax.quantization.elastic import SMALLEST_SCALE
 from bipft_jax.quantization.quantizers import (
     ElasticSigned,
     ElasticUnsigned,
@@ -128,6 +130,9 @@ def packed(
         raise ValueError(f"{source.workdir} has no {lost[0]}: train it first")
     tensors = dict(_encoder_tensors(source.params["bert"], config.recipe))
     tensors["positions"] = tensors["positions"][:max_length]
+    if architecture.shifted_input and architecture.ffn_activation == "gelu":
+        name = "layers.ffn_output.input_shift"
+        tensors[name] = _settled(tensors, tensors[name], architecture)
     described = packed_file.Task("", (), 1, max_length)
     if task:
         order = class_outputs(source, task)
@@ -158,6 +163,22 @@ def _max_length(source: Source, task: GlueTask | None, max_length: int | None) -
     if not least <= max_length <= most:
         raise ValueError(f"max_length is {max_length}, not from {least} to {most}")
     return max_length
+
+
+def _settled(
+    tensors: Mapping[str, np.ndarray],
+    shifts: np.ndarray,
+    architecture: packed_architecture.Architecture,
+) -> np.ndarray:
+    inner = "layers.ffn_input"
+    scales = np.maximum(tensors[f"{inner}.input_scale"], np.float32(SMALLEST_SCALE)).astype(float)
+    weight_scales = tensors[f"{inner}.weight_scale"]
+    return settled_shifts(
+        scales.reshape(-1, 1) * weight_scales.reshape(len(scales), -1),
+        tensors[f"{inner}.bias"],
+        shifts,
+        architecture.hidden,
+    )
 
 
 def _as_stored(

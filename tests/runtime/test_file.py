@@ -35,6 +35,12 @@ def test_a_file_comes_back_as_it_was(model, path):
     assert dataclasses.replace(again, tensors={}) == dataclasses.replace(model, tensors={})
 
 
+def test_who_may_read_other_new_files_may_read_it(path):
+    other = path.with_name("other")
+    other.touch()
+    assert path.stat().st_mode == other.stat().st_mode
+
+
 def written(model, path, change, **metadata):
     """A file with other tensors or metadata, and the digest that fits them."""
     tensors = dict(model.tensors)

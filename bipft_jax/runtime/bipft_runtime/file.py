@@ -15,6 +15,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,8 @@ def write(path: str | os.PathLike[str], model: PackedModel) -> None:
     _check_tensors(model.architecture, model.tensors)
     digest = _digest(metadata, model.tensors)
     metadata = {"format": FORMAT, "version": VERSION, "digest": digest, **metadata}
-    safetensors.numpy.save_file(model.tensors, path, metadata)
+    # Not `save_file`, whose files only their owner may read.
+    Path(path).write_bytes(safetensors.numpy.save(model.tensors, metadata))
 
 
 def read(path: str | os.PathLike[str]) -> PackedModel:

@@ -10,11 +10,9 @@ for a gather or a scatter, twice as many for an all-reduce.
 """
 
 import argparse
-import collections
-import dataclasses
 import importlib.metadata
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +26,12 @@ from bipft_jax.benchmarks.workload import (
 )
 from bipft_jax.paths import require_local
 from bipft_jax.pods import hlo
+from bipft_jax.pods.collectives import started
 from bipft_jax.pods.compiler import compiled_for_tpu, tpu
+from bipft_jax.pods.network import KINDS
 from bipft_jax.training import sharding
 
 Row = dict[str, Any]
-
-KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-
-# TPU programs hide some collectives in fusions. The first name marks a fusion that starts a gather
-# overlapped with computation; the second marks a computation that is a reduce-scatter.
-_ASYNCHRONOUS = "async-collective-start"
-_SCATTERING = "all-reduce-scatter"
 
 
 def lowered_update(
@@ -65,38 +58,13 @@ def lowered_update(
         return update.lower(state, None, batch), state
 
 
-def collective_bytes(module: hlo.Module) -> dict[str, int]:
-    """Bytes of each of `KINDS`."""
-    shapes = {i.name: i.shape for found in module.computations.values() for i in found}
-    totals = collections.Counter(dict.fromkeys(KINDS, 0))
+def collective_bytes(module: hlo.Module, partitions: int) -> dict[str, int]:
+    """Bytes of each of `KINDS`. partitions: of the program."""
+    totals = dict.fromkeys(KINDS, 0)
     for instruction, count in hlo.executed(module):
-        for collective in _collectives(module, instruction):
-            kind = collective.opcode.removesuffix("-start")
-            totals[kind] += count * _size(collective, shapes)
-    return dict(totals)
-
-
-def _collectives(module: hlo.Module, instruction: hlo.Instruction) -> Iterator[hlo.Instruction]:
-    """The collective that an instruction performs or starts."""
-    if instruction.opcode.removesuffix("-start") in KINDS:
-        yield instruction
-        return
-    called = instruction.called.get("calls", ())
-    inner = [i for name in called for i in module.computations[name]]
-    if any(name.startswith(_SCATTERING) for name in called):
-        yield dataclasses.replace(instruction, opcode="reduce-scatter")
-    elif instruction.opcode == "async-start" or instruction.name.startswith(_ASYNCHRONOUS):
-        yield from (i for i in inner if i.opcode in KINDS)
-
-
-def _size(instruction: hlo.Instruction, shapes: dict[str, str]) -> int:
-    """Bytes of the whole array that an instruction moves."""
-    if instruction.opcode == "reduce-scatter":
-        return sum(hlo.shape_bytes(shapes[name]) for name in instruction.operands)
-    if instruction.opcode in ("all-gather-start", "collective-permute-start"):
-        # A tuple of operand, result and some counters.
-        return max(map(hlo.shape_bytes, hlo.elements(instruction.shape)))
-    return hlo.shape_bytes(instruction.shape)
+        if collective := started(module, instruction, partitions):
+            totals[collective.kind] += count * collective.size
+    return totals
 
 
 def row(
@@ -111,7 +79,7 @@ def row(
     mesh = sharding.make_mesh(fsdp, tensor, devices)
     lowered, state = lowered_update(workload, recipe, compute, mesh)
     program = compiled_for_tpu(lowered)
-    counted = collective_bytes(program.module)
+    counted = collective_bytes(program.module, mesh.size)
     split = sum(leaf.size for leaf in jax.tree.leaves(state.params) if "fsdp" in leaf.sharding.spec)
     return {
         "recipe": recipe,

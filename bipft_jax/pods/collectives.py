@@ -22,8 +22,8 @@ UNKNOWN = "?"  # a source line
 _FAR = 100  # instructions, of those that are searched for a source line
 
 _GROUPS = re.compile(
-    r"replica_groups=(?P<groups>mesh\[[^\]]*\] ?\{[^}]*\}|\{\{[\d,{}]*\}\}|\{\}|"
-    r"\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)"
+    r"replica_groups=(?P<groups>mesh\[[^\]]*\](?:, device_ids=\([^{]*\))? ?\{[^}]*\}|"
+    r"\{\{[\d,{}]*\}\}|\{\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)"
 )
 _PAIRS = re.compile(r"source_target_pairs=\{(\{[\d,{}]*\})\}")
 
@@ -87,11 +87,17 @@ def _of_iota(text: str) -> list[list[int]]:
 
 def _of_mesh(text: str) -> list[list[int]]:
     """mesh['a'=4,'b'=8] {'a','b':(2)4}: a group spans the axes named last; ":(2)4" takes of an axis
-    the part of size 4 that has a part of size 2 before it."""
+    the part of size 4 that has a part of size 2 before it. With device_ids=([8,4]T(1,0)) the mesh
+    has the partitions in that order, else 0, 1, ..."""
     axes, _, used = text.partition("]")
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
-    if "device_ids=" in text:
-        raise ValueError(f"cannot read these groups of partitions: {text[:200]}")
+    numbers = np.arange(math.prod(sizes.values()))
+    if "device_ids=" in used:
+        listed, _, used = used.partition("{")
+        order = re.search(r"device_ids=\((\[[\d,]+\](?:T\([\d,]+\))?)\)", listed)
+        if order is None:
+            raise ValueError(f"cannot read these groups of partitions: {text[:200]}")
+        numbers = np.array(_of_iota(f"[1,{numbers.size}]<={order[1]}")[0])
     parts = {
         name: (int(before), int(size)) if size else (1, sizes[name])
         for name, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", used)
@@ -104,7 +110,7 @@ def _of_mesh(text: str) -> list[list[int]]:
             inside.append(len(shape) + 1)
         shape += [before, part, size // before // part]
     outside = [axis for axis in range(len(shape)) if axis not in inside]
-    numbers = np.arange(math.prod(shape)).reshape(shape).transpose(outside + inside)
+    numbers = numbers.reshape(shape).transpose(outside + inside)
     return numbers.reshape(-1, math.prod(shape[axis] for axis in inside)).tolist()
 
 

@@ -9,7 +9,8 @@ from bipft_jax.pods import hlo
 from bipft_jax.training import sharding
 
 # In a loop of three rounds: a gather of 64 bytes that an async fusion begins and the next goes on
-# with, a sum of [8, 4] floats of which a chip keeps a row, one of two arrays that all get.
+# with, a sum of [8, 4] floats of which a chip keeps a row, one of two arrays that all get. Outside,
+# a gather of 64 bytes, one of two arrays at once, and another such sum.
 PROGRAM = """\
 HloModule jit_step
 
@@ -55,6 +56,8 @@ ENTRY %main (p: s8[8,8]) -> s8[64,8] {
   %begin_loop = (s32[], s8[8,8]{1,0}) tuple(%zero, %in)
   %loop = (s32[], s8[8,8]{1,0}) while(%begin_loop), condition=%condition, body=%body
   %started = (s8[8,8]{1,0}, s8[64,8]{1,0}) all-gather-start(%in), dimensions={0}
+  %small = s8[2,8]{1,0} parameter(2)
+  %two = (s8[8,8]{1,0}, s8[2,8]{1,0}, s8[64,8]{1,0}, s8[16,8]{1,0}) all-gather-start(%in, %small)
   %scattered = f32[1,4]{1,0} reduce-scatter(%floats), to_apply=%add
   %floats = f32[8,4]{1,0} parameter(1)
   ROOT %done = s8[64,8]{1,0} all-gather-done(%started)
@@ -63,9 +66,9 @@ ENTRY %main (p: s8[8,8]) -> s8[64,8] {
 
 
 def test_every_collective_counts_once_a_round_with_the_whole_array():
-    found = collective_bytes(hlo.parse(PROGRAM))
-    assert found == {
-        "all-gather": 3 * 512 + 512,
+    counted = collective_bytes(hlo.parse(PROGRAM), partitions=8)
+    assert counted == {
+        "all-gather": 3 * 512 + 512 + (512 + 128),
         "reduce-scatter": 3 * 128 + 128,
         "all-reduce": 3 * (12 + 20),
         "all-to-all": 0,
@@ -80,7 +83,7 @@ def test_codes_are_gathered_not_weights(recipe, bytes_a_weight):
     workload = Workload("tiny", 16, 16, "float32", vocab_size=64)
     lowered, state = lowered_update(workload, recipe, "auto", mesh)
     program = hlo.parse(lowered.compile().as_text())
-    gathered = collective_bytes(program)["all-gather"]
+    gathered = collective_bytes(program, mesh.size)["all-gather"]
     split = {
         path: leaf.size
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)

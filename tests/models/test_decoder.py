@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from bipft_jax.benchmarks.collectives import KINDS
 from bipft_jax.models.decoder import Decoder, DecoderLayer
 from bipft_jax.models.decoder_recipes import (
     DecoderConfig,
@@ -19,6 +18,7 @@ from bipft_jax.models.decoder_recipes import (
 )
 from bipft_jax.objectives.causal_lm import CAUSAL_LM
 from bipft_jax.pods import hlo
+from bipft_jax.pods.network import KINDS
 from bipft_jax.training import sharding
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import initial_params, new_state

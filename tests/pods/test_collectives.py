@@ -100,6 +100,10 @@ PROGRAM = PROGRAM.replace("GATHER", GATHER).replace("TRANSFER", TRANSFER)
         ("mesh['a'=2,'b'=4] {'a'}", [[0, 4], [1, 5], [2, 6], [3, 7]]),
         ("mesh['a'=2,'b'=4] {'a','b'}", [[0, 1, 2, 3, 4, 5, 6, 7]]),
         ("mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        (
+            "mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}",
+            [[0, 1, 2, 3], [4, 5, 6, 7]],
+        ),
     ],
 )
 def test_replica_groups_are_read_in_every_form(written, groups):
@@ -108,6 +112,8 @@ def test_replica_groups_are_read_in_every_form(written, groups):
     assert replica_groups("source_target_pairs={{0,1},{1,0}}", 8) == [[0, 1], [1, 0]]
     with pytest.raises(ValueError, match="cannot read these groups"):
         replica_groups("replica_groups=other[2]", 8)
+    with pytest.raises(ValueError, match="cannot read these groups"):
+        replica_groups("replica_groups=mesh['a'=2], device_ids=(1,0) {'a'}", 8)
 
 
 def walked(seconds):

@@ -1,15 +1,20 @@
-// Runs models through the C interface, for sanitizers and for emulated processors: driver FILE...
+// Runs models through the C interface, for sanitizers and for emulated processors:
+//
+//     driver FILE...               compares results, and refuses damage
+//     driver --mutants N FILE...   runs N damaged copies of each file, or refuses them
 //
 // FILE: a bipft_architecture, an int32 number of tensors, and of each tensor an int32 length and
 // its name, an int64 number of bytes and its bytes. Prints a line for each file with a digest of
 // its hidden states. Exits with 1 and a line where results differ between instruction sets or
 // numbers of threads, or where damage is not noticed.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <map>
 #include <memory>
+#include <random>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -134,14 +139,76 @@ void check_damage(Loaded& model, const std::vector<std::string>& sets) {
     }
 }
 
+// Changes up to four of: a byte or eight of a tensor, its length (less, so that all bytes exist), its
+// name, a field of the architecture. What is still accepted must run, whatever it computes.
+int run_mutants(Loaded& model, const std::vector<std::string>& sets, int mutants) {
+  std::mt19937_64 random(1);
+  const auto below = [&](uint64_t n) { return random() % n; };
+  const bipft_architecture shape = model.shape;
+  int accepted = 0;
+  for (int number = 0; number < mutants; number++) {
+    const std::vector<bipft_tensor> whole = model.tensors;
+    std::vector<std::pair<int, std::string>> contents;  // of changed tensors, to put back
+    for (uint64_t changes = 1 + below(4); changes > 0; changes--) {
+      const int at = (int)below(whole.size());
+      bipft_tensor& tensor = model.tensors[at];
+      char* data = model.data[at].get();
+      const uint64_t bytes = whole[at].bytes;
+      switch (below(8)) {
+        case 0:
+          tensor.bytes = below(bytes);
+          break;
+        case 1:
+          tensor.name = whole[below(whole.size())].name;
+          break;
+        case 2: {
+          int32_t* fields = reinterpret_cast<int32_t*>(&model.shape);
+          int32_t& field = fields[below(sizeof model.shape / sizeof *fields)];
+          field = below(2) ? field + (int32_t)below(5) - 2 : (int32_t)random();
+          break;
+        }
+        default: {
+          contents.emplace_back(at, std::string(data, bytes));
+          const uint64_t width = bytes < 8 || below(2) ? 1 : 8, place = below(bytes - width + 1);
+          const uint64_t value = below(4) ? random() : ~(uint64_t)0;
+          std::memcpy(data + place, &value, width);
+        }
+      }
+    }
+    std::string error;
+    if (bipft_model* made = make(model, sets[number % sets.size()].c_str(), &error)) {
+      accepted++;
+      outputs(made, model.shape, std::min(model.shape.max_positions, 9), 1 + number % 2);
+      bipft_delete(made);
+    } else if (error.empty()) {
+      fail("refused without a message");
+    }
+    for (auto content = contents.rbegin(); content != contents.rend(); content++)
+      std::memcpy(model.data[content->first].get(), content->second.data(),
+                  content->second.size());
+    model.tensors = whole;
+    model.shape = shape;
+  }
+  return accepted;
+}
+
 }  // namespace
 
 int main(int count, char** files) {
+  int mutants = 0, first = 1;
+  if (count > 2 && !std::strcmp(files[1], "--mutants")) {
+    mutants = std::atoi(files[2]);
+    first = 3;
+  }
   std::vector<std::string> sets;
   std::istringstream names(bipft_instruction_sets());
   for (std::string name; std::getline(names, name, ',');) sets.push_back(name);
-  for (int i = 1; i < count; i++) {
+  for (int i = first; i < count; i++) {
     Loaded model = load(files[i]);
+    if (mutants) {
+      std::printf("%s: %d of %d accepted\n", files[i], run_mutants(model, sets, mutants), mutants);
+      continue;
+    }
     const uint64_t digest = check_results(model, sets);
     check_damage(model, sets);
     std::printf("%s: %016llx\n", files[i], (unsigned long long)digest);

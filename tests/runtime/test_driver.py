@@ -1,6 +1,7 @@
 """The compiled kernels under the sanitizers of addresses, undefined behaviour and threads, and on
 an emulated ARM processor."""
 
+import re
 import shutil
 import struct
 import subprocess
@@ -73,6 +74,16 @@ def test_models_run_and_damaged_ones_are_refused(tmp_path, files, sanitizers):
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     program = compiled(tmp_path, "g++", X86, *flags)
     assert len(lines(program, *files)) == len(files)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+def test_of_100_000_damaged_models_each_runs_or_is_refused(tmp_path, files):
+    flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    program = compiled(tmp_path, "g++", X86, *flags)
+    reports = lines(program, "--mutants", str(100_000 // len(files)), *files)
+    counts = [re.search(r": (\d+) of (\d+) accepted", report).groups() for report in reports]
+    assert sum(int(count) for _, count in counts) == 100_000
+    assert all(0 < int(accepted) < int(count) for accepted, count in counts)
 
 
 @pytest.mark.skipif(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes tiny.safetensors, a packed model that has learned something, and tiny.tsv, the JAX model's
-# answers to 100 texts, from the documentation of Python and of the packages that this library requires:
+# answers to 100 texts, from the documentation of Python and of this library's packages:
 #
 #   bash tests/runtime/data/make_tiny.sh RUNS      # 5 minutes of one core
 #

@@ -53,6 +53,9 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     # Groups with statistics of their own along the axes that `mesh.tensor` splits: if the mesh axis
     # divides them, no statistic crosses the network. Part of the model: it changes the numbers.
     config.decoder.groups = 1
+    config.decoder.tied = True  # whether the head is the embedding
+    config.decoder.rope_theta = 0.0  # base of the rotary wavelengths; 0: the size's
+    config.decoder.norm_epsilon = 1e-5  # of every norm
     config.decoder.separate_documents = False  # whether attention stops at the end of a document
     # "lean", "dots" and "full" store less and less for the backward pass and recompute the rest
     # (`bipft_jax/models/remat.py`).

@@ -24,6 +24,9 @@ KEYS = {
     "decoder.gate",
     "decoder.norm",
     "decoder.groups",
+    "decoder.tied",
+    "decoder.rope_theta",
+    "decoder.norm_epsilon",
     "decoder.separate_documents",
 }
 
@@ -50,13 +53,14 @@ def updates_by_hand(rates, decays, b2):
 def test_keys_of_a_decoder_do_what_they_say(home, block):
     more = dict(second_peak=0.5, adam_b2=0.5) if block else dict(second_peak=0.0)
     separate = bool(block)
+    of_imported = dict(tied=False, rope_theta=5e5, norm_epsilon=1e-6) if block else {}
     run = pretrain.make_run(
         config_of(
             home,
             learning_rate=0.1,
             weight_decay=0.25,
             clip_norm=0.0,
-            decoder=block | dict(separate_documents=separate),
+            decoder=block | of_imported | dict(separate_documents=separate),
             **more,
         )
     )
@@ -64,6 +68,9 @@ def test_keys_of_a_decoder_do_what_they_say(home, block):
     recipe = run.learner.model.config.recipe
     seen = (recipe.name, recipe.gate, recipe.norm, recipe.groups)
     assert seen == ("bitnet_b158", *(block.values() if block else ("relu2", "block", 1)))
+    model = run.learner.model.config
+    seen = (model.tied, model.rope_theta, model.norm_epsilon)
+    assert seen == (tuple(of_imported.values()) or (True, 10_000, 1e-5))
     assert run.examples.separate_documents == separate
     falling = np.asarray([1.0, 0.75, 0.5, 0.25]) * 0.1
     second = np.asarray([1, 1, 0.5, 0.5]) if block else 1

@@ -164,8 +164,9 @@ def warm_started(
     ]
     if different:
         raise ValueError(
-            f"cannot start from {source.workdir}: {'; '.join(different)}. Choose the size that the "
-            "checkpoint was trained with, or another checkpoint"
+            f"cannot start from {source.workdir}: {'; '.join(different)}. Choose the size (and, of "
+            "decoders, the keys under decoder.) that the checkpoint was trained with, or another "
+            "checkpoint"
         )
     _check_switches(source.workdir, theirs, ours)
     source_paths = set(named_leaves(source.objective.abstract_params(source.config())))

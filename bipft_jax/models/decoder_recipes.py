@@ -12,6 +12,7 @@ from bipft_jax.quantization.quantizers import AbsMax, MeanBinarizer, TernaryMean
 
 GATES = ("relu2", "silu")  # of the feed-forward layer: names in `models.activations.ACTIVATIONS`
 NORM_PLACES = ("block", "linear")
+_ROPE_THETA = 10_000.0  # LLaMA's, of the papers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +71,14 @@ DECODER_RECIPES: dict[str, DecoderRecipe] = {
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSize:
-    """Dimensions of a decoder."""
+    """Dimensions of a decoder, and the base of its rotary embedding's wavelengths."""
 
     layers: int
     hidden: int
     intermediate: int
     heads: int
     kv_heads: int
+    rope_theta: float = _ROPE_THETA
 
 
 def _size(layers: int, hidden: int, heads: int) -> DecoderSize:
@@ -113,8 +115,10 @@ DECODER_SIZES: dict[str, DecoderSize] = {
     "700m": DecoderSize(layers=24, hidden=1536, intermediate=4096, heads=24, kv_heads=24),
     "3b": DecoderSize(layers=26, hidden=3200, intermediate=8640, heads=32, kv_heads=32),
     "3.9b": DecoderSize(layers=26, hidden=3200, intermediate=12800, heads=32, kv_heads=32),
-    # Of the released model, whose rotary base is 500,000 (`DecoderConfig.rope_theta`).
-    "2b": DecoderSize(layers=30, hidden=2560, intermediate=6912, heads=20, kv_heads=5),
+    # Of the released model.
+    "2b": DecoderSize(
+        layers=30, hidden=2560, intermediate=6912, heads=20, kv_heads=5, rope_theta=500_000.0
+    ),
 }
 
 
@@ -138,7 +142,7 @@ class DecoderConfig:
     heads: int
     kv_heads: int
     tied: bool = True
-    rope_theta: float = 10_000.0
+    rope_theta: float = _ROPE_THETA
     initializer_range: float = 0.02
     norm_epsilon: float = 1e-5
     dtype: str = "float32"
@@ -207,14 +211,14 @@ def decoder_recipe_named(
 
 
 def decoder_config(recipe: DecoderRecipe, size: str, vocab_size: int, **overrides) -> DecoderConfig:
-    """The configuration of one of `DECODER_SIZES`.
+    """The configuration of one of `DECODER_SIZES`; overrides: other fields of `DecoderConfig`.
 
     Raises: ValueError for an unknown size (with the nearest ones).
     """
     if size not in DECODER_SIZES:
         raise unknown_name("size", size, DECODER_SIZES)
-    dimensions = dataclasses.asdict(DECODER_SIZES[size])
-    return DecoderConfig(recipe=recipe, vocab_size=vocab_size, **dimensions, **overrides)
+    fields = dataclasses.asdict(DECODER_SIZES[size]) | overrides
+    return DecoderConfig(recipe=recipe, vocab_size=vocab_size, **fields)
 
 
 # The fields of recipe and configuration that, with the recipe's name, belong to the trained weights

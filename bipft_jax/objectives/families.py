@@ -20,6 +20,9 @@ OF_DECODERS: dict[str, Any] = {
     "decoder.gate": "",
     "decoder.norm": "",
     "decoder.groups": 1,
+    "decoder.tied": True,
+    "decoder.rope_theta": 0.0,
+    "decoder.norm_epsilon": 1e-5,
     "decoder.separate_documents": False,
 }
 

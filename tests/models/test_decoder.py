@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from bipft_jax.models import decoder_recipes
 from bipft_jax.models.decoder import Decoder, DecoderLayer
 from bipft_jax.models.decoder_recipes import (
     DecoderConfig,
@@ -170,6 +171,14 @@ def test_lean_rematerialisation_and_bfloat16_keep_the_gradient():
     half = gradient(dtype="bfloat16", backward="bfloat16")
     assert half.dtype == jnp.float32
     assert np.dot(half, expected) > 0.95 * np.linalg.norm(half) * np.linalg.norm(expected)
+
+
+def test_a_size_has_its_rotary_base_unless_another_is_given():
+    recipe = decoder_recipe_named("bitnet_b158")
+    assert decoder_config(recipe, "tiny", 9).rope_theta == 10_000
+    assert decoder_config(recipe, "2b", 9).rope_theta == 500_000
+    given = decoder_config(recipe, "2b", 9, rope_theta=1e6)
+    assert given.rope_theta == 1e6 and decoder_recipes.architecture(given)["rope_theta"] == 1e6
 
 
 @pytest.mark.parametrize(

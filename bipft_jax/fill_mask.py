@@ -96,7 +96,9 @@ def fill_mask(source: Source, text: str, top: int = 5) -> list[list[tuple[str, f
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m bipft_jax.fill_mask", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("text", help=f'a sentence with {MASK}, such as "The capital is {MASK}."')
     parser.add_argument("--workdir", required=True, help="of a pretraining run")
     parser.add_argument("--top", type=int, default=5, help="words to show (default 5)")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -27,7 +28,10 @@ from bipft_jax.models.parameters import Params
 from bipft_jax.models.weights_once import quantised_once, taking_values
 from bipft_jax.objectives.causal_lm import CAUSAL_LM
 
-CONTEXT = 512  # tokens of prompt and continuation, by default
+CONTEXT = 512  # tokens of prompt and continuation, for a model that does not say its own
+NEW_TOKENS = 100  # by default, if the context has room for them
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,12 +170,51 @@ def generator_of(source: Source) -> Generator:
     return Generator(source.config(compute="auto"), source.params)
 
 
-def texts(
-    source: Source, text: str, max_tokens: int, sampling: Sampling, seed: int, context: int
-) -> Iterator[str]:
-    """The continuation of a text, as longer and longer text.
+def room(
+    source: Source, prompt: int, max_tokens: int | None, context: int | None
+) -> tuple[int, int]:
+    """(new tokens, context) for a prompt of so many tokens. Logs a warning if the text may become
+    longer than what the model was trained on.
 
-    Raises: ValueError as `generator_of` and `Generator.continued`.
+    Arguments:
+      max_tokens: None for `NEW_TOKENS`, or as many as the context has room for.
+      context: None for the length of text that the model was trained on, or else `CONTEXT`.
+
+    Raises: ValueError if the context has no room for a new token.
+    """
+    trained = source.sequence_length
+    if context is None:
+        context = trained or CONTEXT
+    if prompt >= context:
+        length = f"{context}{', as the model was trained' if context == trained else ''}"
+        raise ValueError(
+            f"the prompt has {prompt} tokens, but prompt and continuation have a context of "
+            f"{length}: give a shorter prompt, or a longer --context"
+        )
+    if max_tokens is None:
+        max_tokens = min(NEW_TOKENS, context - prompt)
+    if trained and prompt + max_tokens > trained:
+        _log.warning(
+            "warning: a prompt of %d tokens and %d new ones are more than the %d tokens that the "
+            "model was trained on: what comes after them may be nonsense",
+            prompt,
+            max_tokens,
+            trained,
+        )
+    return max_tokens, context
+
+
+def texts(
+    source: Source,
+    text: str,
+    max_tokens: int | None,
+    sampling: Sampling,
+    seed: int,
+    context: int | None,
+) -> Iterator[str]:
+    """The continuation of a text, as longer and longer text; max_tokens, context: as for `room`.
+
+    Raises: ValueError as `generator_of`, `room` and `Generator.continued`, or for an empty text.
     """
     tokenizer = source.tokenizer
     ids = tokenizer.encode(text)
@@ -179,7 +222,8 @@ def texts(
         raise ValueError("the prompt is empty: give the beginning of a text")
     # A document begins after the end of another, unless attention does not see that.
     separate = source.run.get("decoder", {}).get("separate_documents", False)
-    prompt = ids if separate and ids else [tokenizer.sep_id, *ids]
+    prompt = ids if separate else [tokenizer.sep_id, *ids]
+    max_tokens, context = room(source, len(prompt), max_tokens, context)
     steps = generator_of(source).continued(
         [prompt], max_tokens, tokenizer.sep_id, sampling, seed, context
     )
@@ -194,16 +238,26 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     first, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=first, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bipft_jax.generate",
+        description=first,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("text", help="the beginning of a text")
     parser.add_argument("--workdir", required=True, help="of a decoder's pretraining")
-    parser.add_argument("--max_tokens", type=int, default=100, help="%(default)s")
+    parser.add_argument(
+        "--max_tokens", type=int, help=f"{NEW_TOKENS}, if the context has room for them"
+    )
     parser.add_argument("--temperature", type=float, default=0.8, help="%(default)s")
     parser.add_argument("--top_k", type=int, default=0, help="0: all")
     parser.add_argument("--top_p", type=float, default=0.95, help="%(default)s")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--context", type=int, default=CONTEXT, help="tokens (%(default)s)")
+    parser.add_argument(
+        "--context",
+        type=int,
+        help="tokens of prompt and continuation (the length of text that the model was trained on; "
+        f"{CONTEXT} if it does not say)",
+    )
     arguments = parser.parse_args(argv)
     shown = ""
     try:

@@ -308,7 +308,9 @@ def course_of(run: Run, workdir: str) -> Course:
     size, length, last = config.batch_size, run.examples.sequence_length, config.num_updates
     model_config = learner.model.config
     heads = run.from_corpus.head_products(model_config, run.from_corpus.example(length, config))
-    description = checkpoint_description(model_config, learner.objective, config.to_dict())
+    description = checkpoint_description(
+        model_config, learner.objective, config.to_dict(), sequence_length=length
+    )
     return Course(
         config=config,
         directory=workdir,

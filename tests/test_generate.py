@@ -89,9 +89,37 @@ def test_a_text_grows_by_what_it_said(source, greedy):
         assert shown[-1] == TOKENIZER.decode([*TOKENIZER.encode("a b"), *expected])
 
 
+def test_a_text_stays_within_what_the_model_was_trained_on_unless_it_is_told(source, caplog):
+    assert generate.room(source, 4, None, None) == (100, generate.CONTEXT)
+    assert generate.room(source, 450, None, None) == (62, generate.CONTEXT)
+    trained = source._replace(sequence_length=16)
+    assert generate.room(trained, 4, None, None) == (12, 16)
+    assert generate.room(trained, 4, 12, None) == (12, 16)
+    assert not caplog.records
+    assert generate.room(trained, 4, None, 64) == (60, 64)
+    (record,) = caplog.records
+    assert "4 tokens and 60 new ones are more than the 16 tokens" in record.getMessage()
+
+
+def test_help_shows_the_command_as_it_is_typed(capsys):
+    with pytest.raises(SystemExit):
+        generate.main(["--help"])
+    assert capsys.readouterr().out.startswith("usage: python -m bipft_jax.generate ")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (
+            lambda s: list(
+                generate.texts(s._replace(sequence_length=4), "a b c", None, Sampling(), 0, None)
+            ),
+            "the prompt has 4 tokens, .* a context of 4, as the model was trained: give a shorter",
+        ),
+        (
+            lambda s: list(generate.texts(s, "a b c", None, Sampling(), 0, 3)),
+            "the prompt has 4 tokens, .* a context of 3: give a shorter",
+        ),
         (lambda s: list(generate.texts(s, " ", 4, Sampling(), 0, 16)), "the prompt is empty"),
         (
             lambda s: list(generate.texts(s, "a b c", 14, Sampling(), 0, 16)),

@@ -117,6 +117,7 @@ def test_a_run_resumes_bit_for_bit_and_reports_bits_of_its_text(home, tmp_path):
     pretrain.train(config, str(workdir))
     whole, result = load_source(workdir, 4), (workdir / RESULT_NAME).read_text()
     assert whole.config().recipe.groups == 2
+    assert whole.sequence_length == load_corpus(home / "corpus").sequence_length
     shutil.rmtree(workdir / "checkpoints" / "4")
     pretrain.train(config, str(workdir))
     again = load_source(workdir, 4)

@@ -26,7 +26,8 @@ class Source(NamedTuple):
 
     missing: paths of parameters of the architecture that the checkpoint never had: heads and pooler
       of an imported encoder. run: the configuration of the run that wrote it. metrics: the
-      evaluation at its step.
+      evaluation at its step. sequence_length: tokens of an example that it was trained on; None if
+      the checkpoint does not say.
     """
 
     workdir: str
@@ -38,6 +39,7 @@ class Source(NamedTuple):
     missing: tuple[str, ...] = ()
     run: dict[str, Any] = {}
     metrics: dict[str, float | None] = {}
+    sequence_length: int | None = None
 
     def config(self, **overrides) -> BertConfig | DecoderConfig:
         """The checkpoint's configuration; overrides choose what belongs to the run."""
@@ -70,15 +72,20 @@ class Source(NamedTuple):
 
 
 def checkpoint_description(
-    config: BertConfig | DecoderConfig, objective: Objective, run: dict, missing: Sequence[str] = ()
+    config: BertConfig | DecoderConfig,
+    objective: Objective,
+    run: dict,
+    missing: Sequence[str] = (),
+    sequence_length: int | None = None,
 ) -> dict:
     """The `config` item of a checkpoint: the run's own configuration, the architecture, the
-    objective, and the `missing` of a `Source`."""
+    objective, and `missing` and `sequence_length` of a `Source`."""
     return {
         "run": run,
         "model": architecture(config),
         "objective": objective.described(),
         "missing": list(missing),
+        "sequence_length": sequence_length,
     }
 
 
@@ -97,10 +104,11 @@ def load_source(workdir: str, step: int | str = "best") -> Source:
         architecture=checkpoint.config["model"],
         objective=objective_of(checkpoint.config),
         tokenizer=tokenizer_from_dict(checkpoint.tokenizer),
-        # Checkpoints older than the import of models have no such key.
+        # Older checkpoints have no such keys.
         missing=tuple(checkpoint.config.get("missing", ())),
         run=checkpoint.config["run"],
         metrics=checkpoint.metrics,
+        sequence_length=checkpoint.config.get("sequence_length"),
     )
 
 

@@ -136,7 +136,10 @@ def main(argv: list[str] | None = None) -> None:
     """The command."""
     first, _, details = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(
-        description=first, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bipft_jax.interop.check_fixture",
+        description=first,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", nargs="+", metavar="PATH")
     parser.add_argument("--compute", choices=COMPUTE_MODES, default="float32")

@@ -6,6 +6,7 @@ The key "bipft_jax" holds the recipe of a model that this library exported: its 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,12 @@ DIMENSION_KEYS = {
 }
 # The smallest and largest plausible values. Two sentences need two segments.
 _RANGE = (1, 2**24)
-_RANGES = {"segment_types": (2, 2**24), "layers": (1, 10_000)}
+_RANGES = {"type_vocab_size": (2, 2**24), "num_hidden_layers": (1, 10_000)}
 _FRACTIONS = ("initializer_range", "layer_norm_epsilon")
 
 # Keys that choose between kinds of BERT, with the values that our encoder supports; the first is
 # the default of a missing key.
 _ENCODER_KEYS = {
-    "model_type": ("bert", OWN_TYPE),
     "position_embedding_type": ("absolute",),
     "is_decoder": (False,),
     "add_cross_attention": (False,),
@@ -73,14 +73,22 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_object(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON file of the directory."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def require_values(
-    described: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]], path: Path
+    described: Mapping[str, Any],
+    allowed: Mapping[str, tuple[Any, ...]],
+    path: Path,
+    model: str = "this library's BERT",
 ) -> None:
-    """Raises ValueError naming file, key and value for a key whose value is not allowed."""
+    """Raises ValueError naming file, key, value and model for a key whose value is not allowed."""
     for key, values in allowed.items():
         if key in described and described[key] not in values:
             raise ValueError(
-                f"{path}: {key} is {described[key]!r}, but this library's BERT has only "
+                f"{path}: {key} is {described[key]!r}, but {model} has only "
                 f"{' or '.join(map(repr, values))}"
             )
 
@@ -114,8 +122,8 @@ def read_config(
         if theirs not in described and ours not in defaults:
             raise ValueError(f"{path} has no {theirs}, so it does not describe a BERT")
         value = described.get(theirs, defaults.get(ours))
-        check = _fraction if ours in _FRACTIONS else _whole_number
-        dimensions[ours] = check(value, ours, path)
+        check = fraction if ours in _FRACTIONS else whole_number
+        dimensions[ours] = check(value, theirs, path)
     if OWN_TYPE in described:
         switches = _own_switches(described[OWN_TYPE], recipe, dimensions, path)
     else:
@@ -129,21 +137,23 @@ def read_config(
     return config
 
 
-def _whole_number(value: Any, ours: str, path: Path) -> int:
-    least, greatest = _RANGES.get(ours, _RANGE)
+def whole_number(value: Any, key: str, path: Path) -> int:
+    """The value of a key of config.json. Raises: ValueError naming file and key for another one
+    than a plausible size."""
+    least, greatest = _RANGES.get(key, _RANGE)
     if type(value) is not int or not least <= value <= greatest:
         raise ValueError(
-            f"{path}: {DIMENSION_KEYS[ours]} is {value!r}, it must be a positive number without a "
-            f"fraction, from {least} to {greatest}"
+            f"{path}: {key} is {value!r}, it must be a positive number without a fraction, from "
+            f"{least} to {greatest}"
         )
     return value
 
 
-def _fraction(value: Any, ours: str, path: Path) -> float:
+def fraction(value: Any, key: str, path: Path) -> float:
+    """The value of a key of config.json. Raises: ValueError naming file and key for another one
+    than a number between 0 and 1."""
     if type(value) not in (int, float) or not 0 < value < 1:
-        raise ValueError(
-            f"{path}: {DIMENSION_KEYS[ours]} is {value!r}, it must be a positive number below 1"
-        )
+        raise ValueError(f"{path}: {key} is {value!r}, it must be a positive number below 1")
     return value
 
 

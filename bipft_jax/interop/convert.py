@@ -3,8 +3,8 @@
     python -m bipft_jax.interop.convert import DIR --workdir WORKDIR [--recipe RECIPE]
     python -m bipft_jax.interop.convert export --workdir WORKDIR --output DIR [--step best|latest|N]
 
-The imported workdir has one checkpoint, of step 0, for --config.init_from, --config.teacher and
-fill_mask.
+The imported workdir has one checkpoint, of step 0, for --config.init_from, --config.teacher,
+fill_mask and generate.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from bipft_jax.checkpoints.manager import Checkpointer
 from bipft_jax.checkpoints.source import Source, checkpoint_description, load_source
 from bipft_jax.checkpoints.workdir import claim_workdir
+from bipft_jax.interop.bitnet_weights import WEIGHT_SCALES
+from bipft_jax.interop.family import Storage
 from bipft_jax.interop.hugging_face import (
+    FAMILIES,
+    family_of,
     read_directory,
     require_empty,
     transformers_class,
     write_directory,
 )
-from bipft_jax.interop.model_card import heads
-from bipft_jax.models.parameters import is_scale, named_leaves
-from bipft_jax.models.recipes import RECIPES
 from bipft_jax.paths import require_local
 from bipft_jax.training.state import new_state
 
@@ -45,8 +45,9 @@ _EXAMPLES = """examples:
   # a checkpoint of the BiPFT reference, which does not say its recipe
   python -m bipft_jax.interop.convert import BiPFT-B --recipe bipft_b --workdir runs/bipft_b
 
-  # give a model away
+  # give a model away; of BitNet b1.58 also with 2-bit weights
   python -m bipft_jax.interop.convert export --workdir runs/bipft_b --output bipft-b-mini
+  python -m bipft_jax.interop.convert export --workdir runs/b158 --output b158-2bit --packed
 """
 
 
@@ -67,7 +68,11 @@ def import_directory(
             source.step,
             state,
             config=checkpoint_description(
-                source.config(), source.objective, source.run, source.missing
+                source.config(),
+                source.objective,
+                source.run,
+                source.missing,
+                source.sequence_length,
             ),
             tokenizer=source.tokenizer.to_dict(),
         )
@@ -78,35 +83,15 @@ def import_directory(
 
 def summary(source: Source) -> str:
     """Describes a model in a few lines."""
-    flat = named_leaves(source.params)
-    described = source.architecture
-    lines = [
-        f"  recipe      {described['recipe']}, estimator rank {described['estimator_rank']}, "
-        f"lora rank {described['lora_rank']}",
-        f"  size        {described['layers']} layers x {described['hidden']}, "
-        f"{described['heads']} heads, vocabulary of {described['vocab_size']:,}",
-        f"  parameters  {sum(leaf.size for leaf in flat.values()):,}",
-        f"  heads       {', '.join(heads(source)) or 'none'}",
-    ]
-    if source.objective.outputs:
-        lines[-1] += f" with {source.objective.outputs} outputs"
-        if source.run.get("labels"):
-            lines[-1] += f": {', '.join(source.run['labels'])}"
-    if source.missing:
-        lines.append(f"  missing     {', '.join(source.missing)}: new where a run needs them")
+    lines = family_of(source).summary(source)
     if "surplus_rows" in source.run:
-        lines.append(
-            f"  cut off     {source.run['surplus_rows']:,} rows of the embedding and of the MLM "
-            f"head beyond the vocabulary's {described['vocab_size']:,} pieces"
+        cut = (
+            f"cut off     {source.run['surplus_rows']:,} rows of the embedding and of the head "
+            f"beyond the vocabulary's {source.architecture['vocab_size']:,} pieces"
         )
-        if source.run["added_tokens"]:
-            lines[-1] += f", with the added tokens {', '.join(source.run['added_tokens'])}"
-    uninitialised = sum(np.isnan(leaf).sum() for path, leaf in flat.items() if is_scale(path))
-    if uninitialised:
-        lines.append(
-            f"  scales      {uninitialised} were never initialised: a run's first batch does it"
-        )
-    return "\n".join(lines)
+        added = source.run["added_tokens"]
+        lines.append(cut + (f", with the added tokens {', '.join(added)}" if added else ""))
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -120,7 +105,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     source = load_source(arguments.workdir, arguments.step)
-    write_directory(source, arguments.output)
+    write_directory(source, arguments.output, Storage(arguments.dtype, arguments.packed))
     print(f"read {arguments.workdir}, step {source.step}")
     print(summary(source))
     files = sorted(path.name for path in Path(arguments.output).iterdir())
@@ -152,16 +137,17 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     to_workdir.add_argument("--workdir", required=True, metavar="DIR", help="new or empty")
     to_workdir.add_argument(
         "--recipe",
-        choices=RECIPES,
-        help="of a binary model that was not written by this library (default: what config.json "
-        "says, else fp)",
+        choices=[name for family in FAMILIES for name in family.recipes],
+        help="of a quantised model whose config.json does not say it (default: what config.json "
+        "says, else full precision)",
     )
     to_workdir.set_defaults(command=_import)
     from_workdir = commands.add_parser(
         "export",
         help="a checkpoint to a Hugging Face directory",
         description="Writes model.safetensors, config.json, the tokenizer and a model card. "
-        "transformers loads models of the recipe fp; the others come back with import.",
+        "transformers loads models of the recipes fp, bitnet_fp and bitnet_b158; the others come "
+        "back with import, except decoders that its BitNet cannot express, which are refused.",
     )
     from_workdir.add_argument(
         "--workdir", required=True, metavar="DIR", help="of a pretraining run or of one seed_N"
@@ -169,6 +155,21 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     from_workdir.add_argument("--output", required=True, metavar="DIR", help="new or empty")
     from_workdir.add_argument(
         "--step", type=_step, default="best", metavar="best|latest|N", help="default: best"
+    )
+    from_workdir.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of a decoder's weights (default: float32; bfloat16 changes the codes of a few)",
+    )
+    from_workdir.add_argument(
+        "--packed",
+        nargs="?",
+        choices=WEIGHT_SCALES,
+        const=next(iter(WEIGHT_SCALES)),
+        default="",
+        help="2-bit codes instead of bitnet_b158's latent weights, for inference, as this class of "
+        f"transformers reads them (without a value: {next(iter(WEIGHT_SCALES))})",
     )
     from_workdir.set_defaults(command=_export)
     return parser.parse_args(arguments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -97,7 +97,7 @@ _TIED = {
 _OF_QUANTIZERS = re.compile(
     r"\.(move(_[qkv])?\.bias|sa\.weight|gate|scale|\w+_clip_val|clip_(query|key|value|attn))$"
 )
-_FLOATS = ("float32", "float16", "bfloat16", "float64")
+FLOATS = ("float32", "float16", "bfloat16", "float64")
 _SHOWN_PROBLEMS = 10  # of a state dict, in a message
 
 
@@ -226,8 +226,8 @@ def from_state_dict(
         if array.shape != expected:
             ours = expected[::-1] if slot.transposed else expected
             problems.append(f"{name} has shape {state[name].shape}, this model's has {ours}")
-        if array.dtype.name not in _FLOATS:
-            problems.append(f"{name} has type {array.dtype}, not one of {', '.join(_FLOATS)}")
+        if array.dtype.name not in FLOATS:
+            problems.append(f"{name} has type {array.dtype}, not one of {', '.join(FLOATS)}")
             continue
         with np.errstate(over="ignore"):  # of a float64
             array = array.astype(np.float32)
@@ -240,9 +240,7 @@ def from_state_dict(
     left_over = [name for name in state if name not in wanted and not _UNUSED.search(name)]
     problems += [f"{name} is unexpected" for name in left_over if not optional(name)]
     if problems:
-        more = len(problems) - _SHOWN_PROBLEMS
-        listed = problems[:_SHOWN_PROBLEMS] + ([f"and {more} more"] if more > 0 else [])
-        raise ValueError(f"{source} does not fit this model: {'; '.join(listed)}")
+        raise ValueError(f"{source} does not fit this model: {listed(problems)}")
 
     complete = {}
     for path, layers in parts.items():
@@ -251,6 +249,12 @@ def from_state_dict(
         elif len(layers) == config.layers:
             complete[path] = np.stack([layers[layer] for layer in range(config.layers)])
     return unflatten_dict(complete, sep="/"), left_over
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first problems of a state dict, and the number of the others."""
+    more = len(problems) - _SHOWN_PROBLEMS
+    return "; ".join([*problems[:_SHOWN_PROBLEMS], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _count_not_finite(array: np.ndarray, slot: Slot) -> int:

@@ -10,8 +10,10 @@ Quantised weights are latent or packed: 2-bit codes (`few_bits.pack_quarters`) b
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,8 @@ from bipft_jax.interop.torch_weights import FLOATS, listed
 from bipft_jax.models.decoder import CAUSAL_INPUTS, Decoder
 from bipft_jax.models.decoder_recipes import DecoderConfig
 from bipft_jax.models.parameters import Params, differences, is_stacked, named_leaves
+from bipft_jax.quantization.encoded import Encoded
+from bipft_jax.quantization.quantizers import TernaryMean
 
 # Our modules, without the stack's name, and theirs, without the layer's.
 LINEARS = {
@@ -47,11 +51,12 @@ MODULES = {
 }
 
 
-def shapes(config: DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
+@functools.cache  # tracing a model takes most of a second
+def shapes(config: DecoderConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
     """The parameters' shapes and dtypes by path."""
     ids = [jax.ShapeDtypeStruct((1, 1), np.int32)] * len(CAUSAL_INPUTS)
     params = jax.eval_shape(Decoder(config).init, jax.random.key(0), *ids)["params"]
-    return named_leaves(params)
+    return MappingProxyType(named_leaves(params))
 
 
 def _names(path: str, layers: int) -> list[str]:
@@ -148,6 +153,11 @@ def _linears(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return linears
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _encoded(kernel: jax.Array, quantizer: TernaryMean) -> Encoded:
+    return quantizer.encode(kernel)
+
+
 def packed(params: Params, config: DecoderConfig, linear_class: str) -> dict[str, np.ndarray]:
     """Their arrays by name, with 2-bit codes of the quantised weights, uint8 [out / 4, in], and
     their scales, float32 [1].
@@ -157,12 +167,11 @@ def packed(params: Params, config: DecoderConfig, linear_class: str) -> dict[str
     Raises: ValueError naming a weight whose rows are no multiple of 4.
     """
     linears, state = _linears(config), {}
-    encode = jax.jit(config.recipe.weight.encode)
     for name, array in to_state(params, config):
         if name not in linears:
             state[name] = array
             continue
-        encoded = encode(jnp.asarray(array.T))  # as the model has it
+        encoded = _encoded(jnp.asarray(array.T), config.recipe.weight)  # as the model has it
         scale = WEIGHT_SCALES[linear_class](np.asarray(encoded.scale, np.float32))
         state[name] = pack_quarters(np.asarray(encoded.codes).T)
         state[name + _SCALE] = scale.reshape(1)

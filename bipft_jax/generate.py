@@ -193,9 +193,9 @@ def room(
         )
     if max_tokens is None:
         max_tokens = min(NEW_TOKENS, context - prompt)
-    if trained and prompt + max_tokens > trained:
+    if trained and trained < prompt + max_tokens <= context:
         _log.warning(
-            "warning: a prompt of %d tokens and %d new ones are more than the %d tokens that the "
+            "a prompt of %d tokens and %d new ones are more than the %d tokens that the "
             "model was trained on: what comes after them may be nonsense",
             prompt,
             max_tokens,

@@ -22,6 +22,7 @@ def decoder_card(source: Source, loader: str | None, storage: Storage) -> Card:
         pipeline="text-generation",
         tags=["bitnet", source.architecture["recipe"]],
         facts=list(_facts(source, storage, quantised)),
+        uses="`init_from`, `load_source` or `bipft_jax.generate`",
         loading=list(_loading(source, loader, storage, quantised)),
         licence=[],
     )

@@ -40,6 +40,7 @@ def encoder_card(source: Source, loader: str | None, storage: Storage) -> Card:
         pipeline="fill-mask" if "MLM" in heads(source) else pipeline,
         tags=["bert", recipe.name, *binary],
         facts=list(_facts(source)),
+        uses="`init_from`, `teacher` or `load_source`",
         loading=list(_loading(source, loader)),
         licence=[licence] if recipe.name.startswith("bit_") else [],
     )

@@ -38,12 +38,14 @@ class Written(NamedTuple):
 
 
 class Card(NamedTuple):
-    """What a family says in a model card (`model_card.py`): the Hub's pipeline and tags, facts, how
-    `transformers` loads the model, and what a licence depends on, as lines of Markdown."""
+    """What a family says in a model card (`model_card.py`): the Hub's pipeline and tags, facts,
+    what an imported workdir is for, how `transformers` loads the model, and what a licence depends
+    on, as lines of Markdown."""
 
     pipeline: str
     tags: list[str]
     facts: list[str]
+    uses: str
     loading: list[str]
     licence: list[str]
 

@@ -63,8 +63,7 @@ def _metrics(source: Source) -> Iterator[str]:
 def _loading(card: Card) -> Iterator[str]:
     yield "## Loading"
     yield ""
-    yield "With bipft_jax, this directory being `DIR`, as a workdir for `init_from`, `teacher` or"
-    yield "`load_source`:"
+    yield f"With bipft_jax, this directory being `DIR`, as a workdir for {card.uses}:"
     yield ""
     yield "```bash"
     yield "python -m bipft_jax.interop.convert import DIR --workdir runs/imported"

@@ -58,7 +58,7 @@ from bipft_jax.training.optimizer import adamw, staged
 from bipft_jax.training.state import TrainState
 from bipft_jax.training.step import evaluation_step
 
-_EVALUATION_SEED = 0  # held-out examples are the same for every run on a corpus
+EVALUATION_SEED = 0  # held-out examples are the same for every run on a corpus
 
 _AFTER_DIVERGENCE = (
     "The checkpoints in the workdir are from before and can be used: start a new --workdir with "
@@ -286,7 +286,7 @@ def evaluation_of(run: Run) -> Any:
     """
     from_corpus, learner = run.from_corpus, run.learner
     step = evaluation_program(learner, from_corpus.unigram_counts(run.corpus))
-    examples = from_corpus.examples(run.corpus, "validation", _EVALUATION_SEED, None)
+    examples = from_corpus.examples(run.corpus, "validation", EVALUATION_SEED, None)
     held_out = HeldOut.of(examples, run.config.evaluation_sequences, learner.mesh)
 
     def evaluate(params: Params, update: int) -> dict[str, float]:

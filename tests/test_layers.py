@@ -27,7 +27,7 @@ LAYERS = (
         "interop",
         "cost",
     ),
-    ("finetune_all", "sweeps", "scaling", "pods", "benchmarks"),
+    ("finetune_all", "sweeps", "scaling", "baselines", "pods", "benchmarks"),
 )
 LONGEST_FILE = 500  # lines
 

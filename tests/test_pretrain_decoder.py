@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from bipft_jax import pretrain
+from bipft_jax import baselines, pretrain
 from bipft_jax.checkpoints.source import load_source
 from bipft_jax.data.corpus.corpus import load_corpus
 from bipft_jax.models.parameters import named_leaves
@@ -134,3 +134,8 @@ def test_a_run_resumes_bit_for_bit_and_reports_bits_of_its_text(home, tmp_path):
     held_out = splits["validation"]
     per_token = held_out.text_bytes / (held_out.tokens + held_out.documents)  # ends are tokens
     assert scores["bits_per_byte"] == pytest.approx(scores["bits_per_token"] / per_token)
+    # Models that count predict the same tokens: their unigrams have the run's own figure.
+    *_, (name, unigram) = baselines.compared([workdir])
+    assert name == "unigram"
+    for key, bits in unigram.items():
+        assert scores[f"unigram_{key}"] == pytest.approx(bits, rel=1e-5)

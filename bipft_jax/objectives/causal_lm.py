@@ -131,14 +131,20 @@ def summarise(results: Sequence[Mapping[str, Any]], corpus: Corpus) -> dict[str,
         return weighted_mean(results, name, "tokens")
 
     metrics = {"loss": of_tokens("loss"), "accuracy": of_tokens("accuracy")}
-    held_out = corpus.splits["validation"]
     for prefix in ("", "unigram_"):
-        bits = of_tokens(f"{prefix}loss") / math.log(2)
-        metrics[f"{prefix}bits_per_token"] = bits
-        if held_out.text_bytes:
-            tokens = held_out.tokens + held_out.documents
-            metrics[f"{prefix}bits_per_byte"] = bits * tokens / held_out.text_bytes
+        bits = in_bits(of_tokens(f"{prefix}loss"), corpus)
+        metrics |= {f"{prefix}{name}": value for name, value in bits.items()}
     return metrics
+
+
+def in_bits(loss: float, corpus: Corpus) -> dict[str, float]:
+    """A held-out loss in nats a token as `bits_per_token` and, if the corpus knows its bytes,
+    `bits_per_byte` of its held-out text."""
+    held_out, bits = corpus.splits["validation"], {"bits_per_token": loss / math.log(2)}
+    if held_out.text_bytes:
+        tokens = held_out.tokens + held_out.documents  # each document has an end
+        bits["bits_per_byte"] = bits["bits_per_token"] * tokens / held_out.text_bytes
+    return bits
 
 
 def head_products(config: DecoderConfig, one: Mapping[str, jax.ShapeDtypeStruct]) -> int:

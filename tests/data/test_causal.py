@@ -28,6 +28,10 @@ def windows(batch):
     return np.concatenate([batch["input_ids"], batch["target_ids"][:, -1:]], axis=1)
 
 
+def test_the_stream_has_every_token_and_the_ends():
+    assert examples().stream().tolist() == STREAM
+
+
 def test_an_epoch_cuts_the_stream_into_windows_that_share_their_ends():
     source = examples()
     assert len(source) == (len(STREAM) - 1) // 3 - 1

@@ -95,6 +95,15 @@ class CausalExamples:
         """Examples per epoch."""
         return self._windows
 
+    def stream(self) -> np.ndarray:
+        """The whole text, with the end of each document: int32 [N]."""
+        parts = []
+        for first in range(0, len(self._blocks), _READ_AT_A_TIME):
+            indices = range(first, min(first + _READ_AT_A_TIME, len(self._blocks)))
+            for index, block in zip(indices, self._read(indices)):
+                parts.append(self._with_end(block["tokens"], self._ends[index]))
+        return np.concatenate(parts).astype(np.int32)
+
     def at(self, positions: Sequence[int] | np.ndarray) -> Example:
         """The examples at `positions` (at least one; >= 0, below 2**63), stacked."""
         epochs, windows = np.divmod(np.asarray(positions), self._windows)

@@ -265,7 +265,9 @@ def main(argv: list[str] | None = None) -> None:
         source = load_source(arguments.workdir)
         how = arguments.max_tokens, sampling, arguments.seed, arguments.context
         for text in texts(source, arguments.text, *how):
-            # A piece may change the space before it; what was printed stays.
+            # A piece may change the space before it; what was printed stays. A character of several
+            # byte pieces is U+FFFD until its last one.
+            text = text.rstrip("\ufffd")
             print(text[len(shown) :], end="", flush=True)
             shown = text
     except (ValueError, OSError) as error:

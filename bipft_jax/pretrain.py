@@ -150,6 +150,7 @@ def make_run(config: ml_collections.ConfigDict) -> Run:
         )
     check_together(config)
     corpus = load_corpus(config.corpus_dir)
+    corpus.require(config.objective)
     mesh = sharding.make_mesh(config.mesh.fsdp, config.mesh.tensor)
     learner = learner_of(config, corpus.tokenizer.vocab_size, mesh)
     examples = learner.objective.from_corpus.examples(corpus, "train", config.seed, config)

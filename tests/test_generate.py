@@ -135,3 +135,11 @@ def test_help_shows_the_command_as_it_is_typed(capsys):
 def test_what_cannot_be_continued_is_explained(source, call, message):
     with pytest.raises(ValueError, match=message):
         call(source)
+
+
+def test_a_character_of_several_pieces_is_printed_once(monkeypatch, capsys):
+    grown = ("a \ufffd", "a \ufffd\ufffd", "a é", "a é.")
+    monkeypatch.setattr(generate, "load_source", lambda workdir: None)
+    monkeypatch.setattr(generate, "texts", lambda *arguments: iter(grown))
+    generate.main(["--workdir", "runs/b1", "a"])
+    assert capsys.readouterr().out == "a é.\n"

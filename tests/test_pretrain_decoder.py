@@ -9,6 +9,7 @@ import pytest
 
 from bipft_jax import baselines, pretrain
 from bipft_jax.checkpoints.source import load_source
+from bipft_jax.data.corpus.command import main as prepare
 from bipft_jax.data.corpus.corpus import load_corpus
 from bipft_jax.models.parameters import named_leaves
 from bipft_jax.objectives.table import OBJECTIVES
@@ -109,6 +110,15 @@ def test_keys_of_a_decoder_do_what_they_say(home, block):
 def test_a_config_that_cannot_work_is_explained(home, tmp_path, arg, changes, message):
     with pytest.raises(ValueError, match=message):
         pretrain.train(config_of(home, arg, **changes), str(tmp_path / "run"))
+
+
+def test_an_objective_that_the_corpus_does_not_serve_is_refused(home, tmp_path):
+    cased = ["--tokenizer", "sentencepiece-cased:300", "--sequence_length", "24"]
+    made = ["--input", str(home / "text.txt"), "--output", str(tmp_path / "corpus")]
+    prepare([*made, *cased, "--processes", "1"])
+    with pytest.raises(ValueError, match="does not serve the objective mlm_nsp, only causal_lm"):
+        pretrain.train(config_of(tmp_path, "fp,tiny"), str(tmp_path / "run"))
+    pretrain.make_run(config_of(tmp_path))
 
 
 def test_a_run_resumes_bit_for_bit_and_reports_bits_of_its_text(home, tmp_path):

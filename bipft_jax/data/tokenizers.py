@@ -2,8 +2,9 @@
 
 `WordPieceTokenizer` is the uncased BERT tokenizer (Devlin et al. 2019), built from a `vocab.txt`;
 released checkpoints need it. `SentencePieceTokenizer` (Kudo and Richardson 2018) is for training
-from scratch on your own text. Both are uncased. A prepared corpus and every checkpoint contain the
-whole tokenizer, so that a model is never separated from its vocabulary.
+from scratch on your own text, without case or so that decoding gives the text back. A prepared
+corpus and every checkpoint contain the whole tokenizer, so that a model is never separated from its
+vocabulary.
 """
 
 import abc
@@ -16,6 +17,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 import tokenizers
@@ -31,6 +33,10 @@ SPECIAL_PIECES = (PAD, UNK, CLS, SEP, MASK)
 # text without spaces between words, whole sentences are "words".
 _MAX_CACHED_CHARACTERS = 2_000_000
 
+_SPACE_SIGN = "\u2581"  # in the pieces of SentencePiece
+# Spaces at both ends and repeated, line ends, case, a compatibility and a rare character.
+_HARD_TEXT = "  A b\n\n\tC\r\n \ufb01 \U0001f600 "
+
 
 class Tokenizer(abc.ABC):
     """Maps text to ids in [0, vocab_size) and back; knows BERT's five special pieces.
@@ -39,6 +45,8 @@ class Tokenizer(abc.ABC):
     a literal "[MASK]" in running text is ordinary text. `[PAD]` always has id 0, so that
     zero-filled arrays are padded arrays.
     """
+
+    keeps_text = False  # whether decoding ids without special ones gives back every text exactly
 
     @property
     @abc.abstractmethod
@@ -237,6 +245,7 @@ class SentencePieceTokenizer(Tokenizer):
         except RuntimeError as error:
             raise ValueError(f"{where}: not a SentencePiece model ({error}).") from error
         self._finish_construction(where)
+        self.keeps_text = self.decode(self.encode(_HARD_TEXT)) == _HARD_TEXT
         for piece in (PAD, CLS, SEP, MASK):
             if not self._backend.IsControl(self._special[piece]):
                 raise ValueError(
@@ -257,7 +266,18 @@ class SentencePieceTokenizer(Tokenizer):
         return token_id if self._backend.IdToPiece(token_id) == piece else None
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._backend.EncodeAsIds(list(texts), num_threads=1)
+        encoded = self._backend.EncodeAsIds(list(texts), num_threads=1)
+        if self.keeps_text:
+            for number, text in enumerate(texts):
+                if _SPACE_SIGN in text:
+                    encoded[number] = self._with_signs(text)
+        return encoded
+
+    def _with_signs(self, text: str) -> list[int]:
+        """The ids of a text with U+2581, by which the library means a space: its bytes instead."""
+        first, *others = self._backend.EncodeAsIds(text.split(_SPACE_SIGN))
+        sign = [self._backend.PieceToId(f"<0x{byte:02X}>") for byte in _SPACE_SIGN.encode()]
+        return first + [token for ids in others for token in [*sign, *ids]]
 
     def _decode_ordinary(self, ids: list[int]) -> str:
         return self._backend.DecodeIds([self._check_id(token_id) for token_id in ids])
@@ -315,12 +335,29 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     )
 
 
-def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-    """Trains an uncased SentencePiece unigram model; the same texts give the same bytes.
+# Options of SentencePiece's training by whether the tokenizer keeps the text. Without: as uncased
+# BERT. With: no normalisation, and bytes for rare characters, so that nothing is unknown.
+_OPTIONS: dict[bool, dict[str, Any]] = {
+    False: {"normalization_rule_name": "nmt_nfkc_cf"},
+    True: {
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "byte_fallback": True,
+        "user_defined_symbols": ["\n"],
+    },
+}
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, keeps_text: bool = False
+) -> SentencePieceTokenizer:
+    """Trains a SentencePiece unigram model; the same texts give the same bytes.
 
     Arguments:
       texts: sentences or paragraphs, all held in memory: for a large corpus, pass a sample.
-      vocab_size: number of ids, special pieces included.
+      vocab_size: number of ids, special pieces included, and 256 of bytes if it keeps the text.
+      keeps_text: as of `Tokenizer`; else case is folded and white space normalised.
 
     Raises:
       ValueError: if there is no text, or too little for this vocabulary size.
@@ -336,7 +373,6 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
-            normalization_rule_name="nmt_nfkc_cf",  # case folded, as uncased BERT is
             character_coverage=0.9995,
             pad_id=0,
             unk_id=1,
@@ -349,6 +385,7 @@ def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> SentencePieceT
             # machine.
             num_threads=8,
             minloglevel=2,
+            **_OPTIONS[keeps_text],
         )
     except (RuntimeError, OSError) as error:
         reason = re.sub(r"^.*?\] ?", "", str(error)).strip() or str(error)

@@ -266,6 +266,7 @@ def test_documents_that_cannot_be_used_are_named(arguments, tmp_path):
         ({"seed": -1}, "seed is -1"),
         ({"processes": 0}, "number of processes is 0"),
         ({"tokenizer": "sentencepiece:many"}, "needs a vocabulary size"),
+        ({"tokenizer": "sentencepiece-cased:0"}, "size, as in 'sentencepiece-cased:8192'"),
         ({"tokenizer": "nowhere/vocab.txt"}, "nowhere/vocab.txt"),
         ({"tokenizer": "sentencepiece:5000"}, "5000 pieces"),
         ({"input": "nowhere/*.txt"}, "No file matches"),
@@ -378,6 +379,40 @@ def test_python_docs_with_a_tokenizer_trained_on_its_train_split(tmp_path, monke
     assert tokenizer.vocab_size == 25
     assert tokenizer.unk_id in tokenizer.encode("z")  # the held-out letter was never seen
     assert corpora[0].splits["validation"].unknown_tokens > 0
+
+
+def test_a_cased_corpus_keeps_its_text_and_serves_decoders_only(arguments, tmp_path, capsys):
+    documents = [
+        text.replace(" ", "  ", 1).replace("e", "É\t", 1) + " \n" for text in _documents(60)
+    ]
+    text = _write(tmp_path / "cased.jsonl", documents)
+    cased = {"tokenizer": "sentencepiece-cased:300", "input": text, "output": tmp_path / "cased"}
+    corpus = _prepare(arguments, **cased)
+    texts: dict[int, list[int]] = {}
+    for split in ("train", "validation"):
+        assert corpus.splits[split].unknown_tokens == 0
+        for record in _records(corpus, split):
+            texts.setdefault(int(record["document"]), []).extend(record["tokens"].tolist())
+    assert len(texts) > 50
+    for number, ids in texts.items():
+        assert corpus.tokenizer.decode(ids) == documents[number]
+
+    corpus.require("causal_lm")
+    with pytest.raises(ValueError, match="not serve the objective mlm_nsp, only causal_lm: its to"):
+        corpus.require("mlm_nsp")
+    assert "objectives        causal_lm only: its tokenizer keeps" in capsys.readouterr().out
+    # With that tokenizer, another corpus is of the same kind.
+    again = dict(tokenizer=corpus.directory / "tokenizer.json", output=tmp_path / "again")
+    assert _prepare(arguments, **again).objectives == ("causal_lm",)
+    with pytest.raises(SystemExit, match="prepared differently: .*tokenizer"):
+        _prepare(arguments, **{**cased, "tokenizer": "sentencepiece:300"})
+
+    uncased = _prepare(arguments)
+    metadata = json.loads((uncased.directory / "corpus.json").read_text())
+    assert metadata["objectives"] == ["mlm_nsp", "causal_lm"] == list(uncased.objectives)
+    del metadata["objectives"], metadata["objectives_reason"]  # of an earlier version
+    (uncased.directory / "corpus.json").write_text(json.dumps(metadata))
+    load_corpus(uncased.directory).require("mlm_nsp")
 
 
 def test_the_sample_for_a_tokenizer_is_bounded_and_evenly_spread(monkeypatch):

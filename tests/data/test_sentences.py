@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bipft_jax.data.corpus.sentences import split_document, split_sentences
+from bipft_jax.data.corpus.sentences import cut_document, split_document, split_sentences
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,10 @@ def test_nothing_is_lost_or_invented(text):
     sentences = split_document(text)
     assert "".join("".join(sentences).split()) == "".join(text.split())
     assert all(sentence.strip() == sentence != "" for sentence in sentences)
+
+
+@given(st.text(st.sampled_from("aB .!\n\t\u00a0"), max_size=30))
+def test_a_document_can_be_cut_without_loss(text):
+    pieces = cut_document(text)
+    assert [piece.strip() for piece in pieces] == split_document(text)
+    assert "".join(pieces) == text or not pieces and not text.strip()

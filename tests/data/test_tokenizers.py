@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from bipft_jax.data.tokenizers import (
     SPECIAL_PIECES,
@@ -146,6 +148,32 @@ def test_training_is_deterministic_and_special_pieces_come_first(trained, tmp_pa
     assert trained.decode(trained.encode("The old KING laughed")) == "the old king laughed"
     (tmp_path / "own.model").write_bytes(__import__("base64").b64decode(trained.to_dict()["model"]))
     assert load_tokenizer(tmp_path / "own.model").fingerprint == trained.fingerprint
+
+
+@pytest.fixture(scope="module")
+def cased() -> SentencePieceTokenizer:
+    return train_sentencepiece(TEXT, 300, keeps_text=True)
+
+
+@given(text=st.text())
+@example("The king\n\n  laughed,\tand THE\r\nqueen. ")
+@example("▁ [MASK] <0x0A> ⁇ \0 ﬁ e\u0301 😀")
+def test_decoding_gives_every_text_back(cased, text):
+    ids = cased.encode(text)
+    assert cased.decode(ids) == text
+    assert cased.special_ids.isdisjoint(ids)
+    # Sentences are encoded alone, and their ids joined.
+    assert cased.decode(cased.encode("A b") + ids + cased.encode(" c")) == f"A b{text} c"
+
+
+def test_a_tokenizer_knows_whether_it_keeps_the_text(cased, trained, tmp_path):
+    assert cased.keeps_text and not trained.keeps_text
+    assert not WordPieceTokenizer(PIECES).keeps_text
+    assert trained.decode(trained.encode(" The OLD\n king ")) == "the old king"
+    assert cased.encode("\n\n") == [5, 5] and cased.id_to_piece(5) == "\n"
+    cased.save(tmp_path / "tokenizer.json")
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    assert loaded.keeps_text and loaded.fingerprint == cased.fingerprint
 
 
 def test_long_text_without_breaks_is_not_dropped_from_training():

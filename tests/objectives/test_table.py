@@ -9,12 +9,13 @@ import pytest
 
 from bipft_jax.checkpoints.manager import Checkpointer
 from bipft_jax.checkpoints.source import checkpoint_description, load_source
+from bipft_jax.data.corpus.preparation import OBJECTIVES as OF_CORPORA
 from bipft_jax.data.tokenizers import WordPieceTokenizer
 from bipft_jax.models.recipes import BertConfig, recipe_named
 from bipft_jax.objectives.classification import classification
 from bipft_jax.objectives.mlm_nsp import MLM_NSP
 from bipft_jax.objectives.objective import weighted_mean
-from bipft_jax.objectives.table import objective_of
+from bipft_jax.objectives.table import OBJECTIVES, objective_of
 from bipft_jax.training.state import new_state
 
 TOKENIZER = WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdef"])
@@ -41,6 +42,10 @@ def test_an_objective_that_this_version_does_not_know_is_named():
     with pytest.raises(ValueError, match="unknown objective 'mlm_nps': did you mean mlm_nsp"):
         objective_of({"objective": record})
     assert objective_of({"objective": json.loads(json.dumps(MLM_NSP.described()))}) == MLM_NSP
+
+
+def test_corpora_name_every_objective_that_learns_from_one():
+    assert set(OF_CORPORA) == {name for name, row in OBJECTIVES.items() if row.from_corpus}
 
 
 def test_means_over_batches_are_weighted_by_their_counts():

@@ -22,7 +22,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import example_serializer
 
 from bipft_jax.data.corpus.blocks import pack_document
-from bipft_jax.data.corpus.sentences import split_document
+from bipft_jax.data.corpus.sentences import cut_document, split_document
 from bipft_jax.data.corpus.sources import Document
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 
@@ -129,7 +129,8 @@ class BlockEncoder:
     def _encode(self, item: NumberedDocument, part: EncodedPart) -> None:
         counts = part.counts
         counts.raw_bytes += item.document.num_bytes
-        encoded = self._tokenizer.encode_batch(split_document(item.document.text))
+        sentences_of = cut_document if self._tokenizer.keeps_text else split_document
+        encoded = self._tokenizer.encode_batch(sentences_of(item.document.text))
         sentences = [ids for ids in encoded if ids]  # invisible characters encode to no token
         blocks, num_split = pack_document(
             sentences,

@@ -24,6 +24,8 @@ def summary(corpus: Corpus) -> str:
     lines = [
         f"corpus            {corpus.directory}, {size / 1e6:.1f} MB on disk",
         f"tokenizer         {type(corpus.tokenizer).__name__}, {corpus.tokenizer.vocab_size:,} ids",
+        f"objectives        {', '.join(corpus.objectives)}"
+        + (f" only: {corpus.objectives_reason}" if corpus.objectives_reason else ""),
         f"sequence length   {corpus.sequence_length} ([CLS], two [SEP], {room} tokens of text)",
     ]
     for name, split in corpus.splits.items():
@@ -54,7 +56,8 @@ def summary(corpus: Corpus) -> str:
 
 def _readable(corpus: Corpus, block: dict[str, Any]) -> str:
     ends = np.cumsum(block["sentence_lengths"])[:-1]
-    return " | ".join(map(corpus.tokenizer.decode, np.split(block["tokens"], ends)))
+    text = " | ".join(map(corpus.tokenizer.decode, np.split(block["tokens"], ends)))
+    return text.replace("\n", "\\n")
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -78,7 +81,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         metavar="T",
         help="BERT's vocab.txt, a tokenizer.json of another corpus, a SentencePiece .model file, "
-        "or sentencepiece:VOCAB_SIZE to train one on the train split (on up to 10 MB of it)",
+        "or sentencepiece:VOCAB_SIZE to train an uncased one on the train split (on up to 10 MB of "
+        "it), or sentencepiece-cased:VOCAB_SIZE one that keeps case, spaces and line ends, for "
+        "decoders: what they generate is then readable text",
     )
     parser.add_argument(
         "--validation_input",

@@ -67,6 +67,7 @@ class Corpus:
       seed: the seed it was prepared with.
       splits: counts of "train" and "validation".
       unigram_counts: int64[vocab_size], how often each id occurs in the train split.
+      objectives: names of the objectives that it serves; objectives_reason: why not others.
       identity: everything that determines its bytes (texts as digests), independent of its path; a
         run recognises its corpus by it.
     """
@@ -78,6 +79,16 @@ class Corpus:
     splits: dict[str, SplitInfo]
     unigram_counts: np.ndarray
     identity: dict[str, Any]
+    objectives: tuple[str, ...]
+    objectives_reason: str
+
+    def require(self, objective: str) -> None:
+        """Raises ValueError if the corpus does not serve the objective of that name."""
+        if objective not in self.objectives:
+            raise ValueError(
+                f"the corpus {self.directory} does not serve the objective {objective}, only "
+                f"{' and '.join(self.objectives)}: {self.objectives_reason}"
+            )
 
     def data_source(self, split: str) -> Sequence[dict[str, Any]]:
         """Random access to the records of "train" or "validation".
@@ -122,10 +133,12 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
                 "damaged or copied incompletely: copy or prepare it again."
             )
     tokenizer = load_tokenizer(directory / preparation.TOKENIZER)
-    made_with = metadata["identity"]["tokenizer"]  # a fingerprint, or `sentencepiece:VOCAB_SIZE`
-    if (preparation.requested_vocab_size(made_with) or made_with) not in (
+    # A fingerprint, or what `trained_tokenizer` reads.
+    made_with = metadata["identity"]["tokenizer"]
+    trained = preparation.trained_tokenizer(made_with)
+    if (trained or made_with) not in (
         tokenizer.fingerprint,
-        tokenizer.vocab_size,
+        (tokenizer.vocab_size, tokenizer.keeps_text),
     ):
         raise ValueError(
             f"{directory / preparation.TOKENIZER} is not the tokenizer that the corpus was made "
@@ -147,6 +160,9 @@ def load_corpus(directory: str | os.PathLike[str]) -> Corpus:
         seed=metadata["identity"]["seed"],
         splits={name: SplitInfo(**counts) for name, counts in metadata["splits"].items()},
         unigram_counts=counts,
+        # Corpora had no such keys before a tokenizer could keep the text.
+        objectives=tuple(metadata.get("objectives", preparation.OBJECTIVES)),
+        objectives_reason=metadata.get("objectives_reason", ""),
         identity={
             name: _digest(value) if isinstance(value, list) else value
             for name, value in identity.items()

@@ -33,9 +33,11 @@ TOKENIZER = "tokenizer.json"
 UNIGRAMS = "unigram.npy"
 BLOCKS = "blocks"
 TRAIN, VALIDATION = "train", "validation"
+OBJECTIVES = ("mlm_nsp", "causal_lm")  # of objectives/table.py, those that learn from a corpus
 
 _UNFINISHED = "unfinished"  # marks a directory as ours until corpus.json exists
-_SENTENCEPIECE = "sentencepiece:"
+# Tokenizers that are trained here, before a colon and the size; and whether they keep the text.
+_TRAINED = {"sentencepiece": False, "sentencepiece-cased": True}
 _SAMPLE_BYTES = 10_000_000  # of text to train a SentencePiece model on
 
 
@@ -45,7 +47,7 @@ class CorpusRequest:
 
     Attributes:
       input: globs, `tfds:...` or an embedded corpus (see `sources`), for training.
-      tokenizer: a tokenizer file, or `sentencepiece:VOCAB_SIZE`.
+      tokenizer: a tokenizer file, `sentencepiece:VOCAB_SIZE` or `sentencepiece-cased:VOCAB_SIZE`.
       validation_input: as `input`; if empty, `validation_fraction` of the documents is held out.
       validation_fraction: between 0 and 1, exclusive.
       sequence_length: of an example, special pieces included.
@@ -95,8 +97,8 @@ def prepare_corpus(
         raise ValueError(f"The number of processes is {num_processes}; it must be at least 1.")
     train_sources = open_sources(request.input)
     validation_sources = open_sources(request.validation_input)
-    vocab_size = requested_vocab_size(request.tokenizer)
-    tokenizer = load_tokenizer(request.tokenizer) if vocab_size is None else None
+    trained = trained_tokenizer(request.tokenizer)
+    tokenizer = load_tokenizer(request.tokenizer) if trained is None else None
 
     identity = _identity(request, train_sources, validation_sources, tokenizer)
     _check_disjoint(train_sources, validation_sources, identity)
@@ -104,9 +106,9 @@ def prepare_corpus(
         return False
     _claim(output)
 
-    survey = _Survey(train_sources, validation_sources, request, bool(vocab_size))
-    if tokenizer is None:
-        tokenizer = train_sentencepiece(survey.sample(), vocab_size)
+    survey = _Survey(train_sources, validation_sources, request, trained is not None)
+    if trained is not None:
+        tokenizer = train_sentencepiece(survey.sample(), *trained)
     settings = BlockSettings(
         request.sequence_length, request.short_sequence_probability, request.seed
     )
@@ -117,6 +119,7 @@ def prepare_corpus(
     metadata = {
         "format": FORMAT,
         "identity": identity,
+        **_served(tokenizer),
         "inputs": [source.name for source in train_sources],
         "validation_inputs": [source.name for source in validation_sources],
         "splits": {name: _split_metadata(counts) for name, counts in splits.items()},
@@ -313,16 +316,29 @@ def _split_metadata(counts: SplitCounts) -> dict[str, Any]:
     }
 
 
-def requested_vocab_size(tokenizer: str) -> int | None:
-    """The N of `sentencepiece:N`, or None for a file."""
-    if not tokenizer.startswith(_SENTENCEPIECE):
+def trained_tokenizer(tokenizer: str) -> tuple[int, bool] | None:
+    """(N, whether it keeps the text) of `sentencepiece:N` or `sentencepiece-cased:N`; None for a
+    file. Raises: ValueError for an N that is no size."""
+    kind, colon, size = tokenizer.partition(":")
+    if not colon or kind not in _TRAINED:
         return None
-    size = tokenizer.removeprefix(_SENTENCEPIECE)
     if not size.isdecimal() or int(size) == 0:
         raise ValueError(
-            f"The tokenizer {tokenizer!r} needs a vocabulary size, as in 'sentencepiece:8192'."
+            f"The tokenizer {tokenizer!r} needs a vocabulary size, as in '{kind}:8192'."
         )
-    return int(size)
+    return int(size), _TRAINED[kind]
+
+
+def _served(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the corpus is good for: names of objectives, and why not of others."""
+    if not tokenizer.keeps_text:
+        return {"objectives": list(OBJECTIVES), "objectives_reason": ""}
+    return {
+        "objectives": ["causal_lm"],
+        "objectives_reason": "its tokenizer keeps case, spaces and line ends, which the sentences "
+        "of an encoder's tasks do not have: for mlm_nsp prepare the text with "
+        "--tokenizer sentencepiece:VOCAB_SIZE or vocab.txt",
+    }
 
 
 def _check_disjoint(

@@ -76,6 +76,16 @@ def split_document(text: str) -> list[str]:
     ]
 
 
+def cut_document(text: str) -> list[str]:
+    """The sentences of `split_document`, each with the white space before it and the last with that
+    after it: joined, they give the text."""
+    pieces, end = [], 0
+    for sentence in split_document(text):
+        start, end = end, text.index(sentence, end) + len(sentence)
+        pieces.append(text[start:end])
+    return [*pieces[:-1], pieces[-1] + text[end:]] if pieces else []
+
+
 def _is_boundary(text: str, start: int, match: re.Match[str]) -> bool:
     first = _OPENING_MARKS.match(text, match.end()).end()
     following = text[first : first + 1]

@@ -45,7 +45,7 @@ def lowered_update(
     rows = sharding.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=rows)
-        for name, array in workload.arrays().items()
+        for name, array in workload.arrays(recipe).items()
     }
     places = sharding.placements(mesh, state)
     with sharding.on(mesh):
@@ -95,11 +95,11 @@ def row(
 def report(rows: Sequence[Row]) -> str:
     """The rows as aligned text, in million bytes per update and chip."""
     kinds = " ".join(f"{kind:>18}" for kind in KINDS)
-    lines = [f"{'recipe':<10} {'compute':<10} {kinds} {'gathered a weight':>18}"]
+    lines = [f"{'recipe':<11} {'compute':<10} {kinds} {'gathered a weight':>18}"]
     for row in rows:
         counts = " ".join(f"{row['bytes'][kind] / 1e6:>18,.1f}" for kind in KINDS)
         weight = f"{row['gathered_bytes_per_parameter']:.2f} bytes"
-        lines.append(f"{row['recipe']:<10} {row['compute']:<10} {counts} {weight:>18}")
+        lines.append(f"{row['recipe']:<11} {row['compute']:<10} {counts} {weight:>18}")
     return "\n".join(lines)
 
 

@@ -21,8 +21,12 @@ from typing import Any
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from bipft_jax.benchmarks.workload import Workload, add_workload_arguments, workload_of
-from bipft_jax.objectives.mlm_nsp import head_products
+from bipft_jax.benchmarks.workload import (
+    Workload,
+    add_workload_arguments,
+    family_of,
+    workload_of,
+)
 from bipft_jax.paths import require_local
 from bipft_jax.pods import cost
 from bipft_jax.pods.chips import CHIPS
@@ -50,18 +54,18 @@ def row(workload: Workload, recipe: str, compute: str, topology: str, costliest:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
         )
 
-    arguments = on_device(workload.abstract_state(config)), None, on_device(workload.arrays())
+    arguments = on_device(workload.abstract_state(config)), None, on_device(workload.arrays(recipe))
     lowered = jax.jit(workload.update(config), donate_argnums=0).lower(*arguments)
     program = compiled_for_tpu(lowered)
     spent = cost.of(program, chip)
-    heads = head_products(config, workload.predictions)
+    heads = workload.head_products(config)
     flops = update_flops(config, workload.batch, workload.length, heads)
     memory = program.compiled.memory_analysis()
     return {
         "recipe": recipe,
         "compute": compute,
         "topology": topology,
-        "fused_attention": config.fused_attention,
+        "fused_attention": getattr(config, "fused_attention", False),
         "cycles": spent.cycles,
         "charged_cycles": sum(charge.cycles for charge in spent.unscheduled),
         "charged": len(spent.unscheduled),
@@ -101,20 +105,21 @@ def report(rows: Sequence[Row], costliest: int) -> str:
     costliest: number of modules and of lines.
     """
     kinds = cost.KINDS
-    fp = next((row["cycles"] for row in rows if row["recipe"] == "fp"), None)
+    cycles_of = {row["recipe"]: row["cycles"] for row in rows}
     lines = [
         "million cycles",
-        f"{'recipe':<10} {'compute':<10} {'total':>7} {'of fp':>6} "
+        f"{'recipe':<11} {'compute':<10} {'total':>7} {'of fp':>6} "
         + " ".join(f"{kind:>13}" for kind in kinds)
         + f" {'not scheduled':>13} {'heuristic':>9} {'temp GB':>8} {'arguments GB':>12} "
         f"{'of peak':>7}",
     ]
     for row in rows:
+        fp = cycles_of.get(family_of(row["recipe"]).twin)
         ratio = "" if fp is None else f"{row['cycles'] / fp:.2f}"
         by_kind = " ".join(f"{row['cycles_by_kind'][kind] / 1e6:>13.1f}" for kind in kinds)
         missing = f"{row['charged']}: {row['charged_cycles'] / row['cycles']:.2%}"
         lines.append(
-            f"{row['recipe']:<10} {row['compute']:<10} {row['cycles'] / 1e6:>7.1f} {ratio:>6} "
+            f"{row['recipe']:<11} {row['compute']:<10} {row['cycles'] / 1e6:>7.1f} {ratio:>6} "
             f"{by_kind} {missing:>13} {row['estimated_cycles'] / 1e6:>9.1f} "
             f"{row['temp_bytes'] / 1e9:>8.2f} {row['argument_bytes'] / 1e9:>12.2f} "
             f"{row['peak_fraction']:>7.0%}"

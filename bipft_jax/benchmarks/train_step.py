@@ -2,6 +2,7 @@
 
     python -m bipft_jax.benchmarks.train_step --size base --batch 8 --length 128 \
         --recipes fp,bipft_a,bipft_b --compute auto,simulated
+    python -m bipft_jax.benchmarks.train_step --size 125m --recipes bitnet_fp,bitnet_b158,bitnet_b1
 
 All variants take turns in one process, so that other load slows them alike; compare the ratios.
 `simulated` is the usual implementation of the same model: operands are quantised and dequantised in
@@ -24,6 +25,7 @@ from bipft_jax.benchmarks.workload import (
     Workload,
     add_compute_argument,
     add_workload_arguments,
+    family_of,
     workload_of,
 )
 from bipft_jax.models.recipes import SIZES
@@ -49,7 +51,7 @@ class Variant:
 def compile_variant(workload: Workload, recipe: str, compute: str) -> Variant:
     """Compiles the update of a recipe, with its own state."""
     config = workload.config(recipe, compute)
-    batch = jax.device_put(workload.arrays())
+    batch = jax.device_put(workload.arrays(recipe))
     state = workload.state(config)
     update = jax.jit(workload.update(config), donate_argnums=0).lower(state, None, batch).compile()
     memory = update.memory_analysis()
@@ -81,6 +83,8 @@ def hugging_face_variant(workload: Workload) -> Variant:
             f"--peer needs {error.name}: pip install 'bipft_jax[peers]', in a checkout "
             "pip install -e '.[peers]'"
         ) from error
+    if workload.size not in SIZES:
+        raise ValueError(f"--peer is an encoder, which has no size {workload.size!r}")
     size, before = SIZES[workload.size], _reset_resident_peak()
     model = transformers.BertForPreTraining(
         transformers.BertConfig(
@@ -94,7 +98,7 @@ def hugging_face_variant(workload: Workload) -> Variant:
         )
     ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, eps=1e-6, weight_decay=0.01)
-    batch = workload.arrays()
+    batch = workload.arrays("fp")
     labels = torch.full(batch["input_ids"].shape, -100)  # not predicted
     positions = torch.tensor(batch["mlm_positions"], dtype=torch.int64)
     labels.scatter_(1, positions, torch.tensor(batch["mlm_ids"], dtype=torch.int64))
@@ -140,7 +144,8 @@ def measure(variants: Sequence[Variant], tokens: int, repeats: int) -> list[Row]
     """Runs the variants in turn, once to warm up and `repeats` times to measure.
 
     Returns: rows with `recipe`, `compute`, the median `seconds`, `fastest` and `slowest`,
-      `tokens_per_second`, `ratio_to_fp` (of seconds; None without `fp`) and `peak_bytes`.
+      `tokens_per_second`, `ratio_to_fp` (of seconds, to the full-precision recipe of the family;
+      None without it) and `peak_bytes`.
     """
     times: list[list[float]] = [[] for _ in variants]
     for repeat in range(repeats + 1):
@@ -150,26 +155,29 @@ def measure(variants: Sequence[Variant], tokens: int, repeats: int) -> list[Row]
             if repeat:
                 seconds.append(time.perf_counter() - start)
     medians = [statistics.median(seconds) for seconds in times]
-    fp = next((m for v, m in zip(variants, medians) if v.recipe == "fp"), None)
+    of_recipe = {variant.recipe: median for variant, median in zip(variants, medians)}
+    twins = [
+        of_recipe.get("fp" if v.recipe == PEER else family_of(v.recipe).twin) for v in variants
+    ]
     return [
         {
             "recipe": variant.recipe,
             "compute": variant.compute,
             "seconds": median,
             "tokens_per_second": tokens / median,
-            "ratio_to_fp": None if fp is None else median / fp,
+            "ratio_to_fp": None if twin is None else median / twin,
             "peak_bytes": variant.peak_bytes,
             "fastest": min(seconds),
             "slowest": max(seconds),
         }
-        for variant, median, seconds in zip(variants, medians, times)
+        for variant, median, twin, seconds in zip(variants, medians, twins, times)
     ]
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text."""
     lines = [
-        f"{'recipe':<10} {'compute':<10} {'seconds':>9} {'(range)':>17} {'tokens/s':>10} "
+        f"{'recipe':<11} {'compute':<10} {'seconds':>9} {'(range)':>17} {'tokens/s':>10} "
         f"{'of fp':>6} {'peak MB':>9}"
     ]
     for row in rows:
@@ -177,7 +185,7 @@ def table(rows: Sequence[Row]) -> str:
         ratio = "" if row["ratio_to_fp"] is None else f"{row['ratio_to_fp']:.2f}"
         peak = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}"
         lines.append(
-            f"{row['recipe']:<10} {row['compute']:<10} {row['seconds']:>9.3f} {spread:>17} "
+            f"{row['recipe']:<11} {row['compute']:<10} {row['seconds']:>9.3f} {spread:>17} "
             f"{row['tokens_per_second']:>10,.0f} {ratio:>6} {peak:>9}"
         )
     return "\n".join(lines)
@@ -194,7 +202,8 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bipft_jax.benchmarks.train_step",
         description="Times the pretraining update (forward, backward, AdamW) of several recipes, "
-        "which take turns in one process; prints medians, their ratio to fp, and memory.",
+        "which take turns in one process; prints medians, their ratio to the full-precision recipe "
+        "(fp, of decoders bitnet_fp), and memory.",
     )
 
     add_workload_arguments(parser, batch=8, dtype="float32", remat="none")
@@ -204,6 +213,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         choices=BACKWARD_MODES,
         help="arithmetic of the gradients of products of codes (default %(default)s)",
+    )
+    parser.add_argument(
+        "--accumulation", type=int, default=1, help="micro-batches per update (default %(default)s)"
     )
     parser.add_argument(
         "--repeats", type=int, default=7, help="measured updates of each (default %(default)s)"
@@ -216,9 +228,11 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
     parsed = parser.parse_args(arguments)
-    for name in ("batch", "length", "repeats"):
+    for name in ("batch", "length", "accumulation", "repeats"):
         if getattr(parsed, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(parsed, name)}")
+    if parsed.batch % parsed.accumulation:
+        parser.error(f"--accumulation {parsed.accumulation} does not divide --batch {parsed.batch}")
     return parsed
 
 
@@ -227,7 +241,7 @@ def variants_of(parsed: argparse.Namespace) -> list[Variant]:
 
     Raises: ValueError for an unknown recipe or kind of arithmetic, or a peer that is not installed.
     """
-    workload = workload_of(parsed, backward=parsed.backward)
+    workload = workload_of(parsed, backward=parsed.backward, accumulation=parsed.accumulation)
     variants = [hugging_face_variant(workload)] if parsed.peer else []
     for recipe, compute in workload.variants(parsed.recipes, parsed.compute):
         print(f"compiling {recipe}, {compute}", flush=True)

@@ -1,26 +1,37 @@
-"""The benchmarks' workload: the pretraining update of a recipe on random data of one shape."""
+"""The benchmarks' workload: the pretraining update of a recipe on random data of one shape.
+
+`FAMILIES` is the table of what encoders and decoders do differently.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from bipft_jax.data.corpus.pretraining import max_predictions
+from bipft_jax.errors import unknown_name
+from bipft_jax.models.decoder_recipes import (
+    DECODER_RECIPES,
+    DECODER_SIZES,
+    DecoderConfig,
+    decoder_config,
+)
 from bipft_jax.models.recipes import (
     BERT_VOCABULARY,
     RECIPES,
     SIZES,
     BertConfig,
     bert_config,
-    recipe_named,
 )
 from bipft_jax.models.remat import REMAT_POLICIES
+from bipft_jax.objectives.causal_lm import CAUSAL_LM
 from bipft_jax.objectives.mlm_nsp import MLM_NSP
+from bipft_jax.objectives.objective import Objective
 from bipft_jax.quantization.arithmetic import COMPUTE_MODES, check_modes
 from bipft_jax.training.optimizer import adamw
 from bipft_jax.training.state import (
@@ -37,8 +48,9 @@ from bipft_jax.training.step import update
 class Workload:
     """Forward, backward and AdamW of `batch` sequences of `length` tokens.
 
-    size: a key of `models.recipes.SIZES`. dtype: of activations. backward, remat, scan_layers: as
-    in `BertConfig`. dropout: BERT's 0.1, which costs random bits.
+    size: of the recipe's family. dtype: of activations. backward, remat, scan_layers: as in
+    `BertConfig`. dropout: BERT's 0.1, which costs random bits; decoders have none. accumulation:
+    micro-batches of an update.
     """
 
     size: str
@@ -51,22 +63,19 @@ class Workload:
     fused_attention: bool = False  # of the recipes that have it
     dropout: float = 0.1
     vocab_size: int = BERT_VOCABULARY
+    accumulation: int = 1
 
-    def config(self, recipe: str, compute: str) -> BertConfig:
+    def config(self, recipe: str, compute: str) -> BertConfig | DecoderConfig:
         """The model.
 
         Raises: ValueError for an unknown recipe, size or compute mode.
         """
-        row = recipe_named(recipe)
-        return bert_config(
-            row,
-            self.size,
-            self.vocab_size,
-            dropout=self.dropout,
+        return family_of(recipe).config(
+            self,
+            recipe,
             dtype=self.dtype,
             compute=compute,
             backward=self.backward,
-            fused_attention=self.fused_attention and row.fusible_attention,
             remat=self.remat,
             scan_layers=self.scan_layers,
         )
@@ -86,53 +95,120 @@ class Workload:
             (recipe, mode)
             for recipe in recipes
             for mode in (
-                [self.dtype] if recipe_named(recipe).linear_input is None else compute_modes
+                [self.dtype]
+                if family_of(recipe).recipes[recipe].linear_input is None
+                else compute_modes
             )
         ]
 
-    def update(self, config: BertConfig) -> Callable[..., Any]:
+    def update(self, config: BertConfig | DecoderConfig) -> Callable[..., Any]:
         """The function (state, teacher's parameters (None), batch) -> (state, metrics)."""
-        step = update(MLM_NSP, MLM_NSP.model(config), _optimizer())
+        objective = family_of(config.recipe.name).objective
+        model = objective.model(config)
+        step = update(objective, model, _optimizer(), accumulation=self.accumulation)
 
         def with_dropout(state, teacher_params, batch):
             return step(state, teacher_params, 0, batch, True)
 
         return with_dropout
 
-    def abstract_state(self, config: BertConfig) -> TrainState:
+    def abstract_state(self, config: BertConfig | DecoderConfig) -> TrainState:
         """Shapes and dtypes of the state."""
-        return abstract_state(MLM_NSP.abstract_params(config), _optimizer())
+        objective = family_of(config.recipe.name).objective
+        return abstract_state(objective.abstract_params(config), _optimizer())
 
-    def state(self, config: BertConfig) -> TrainState:
+    def state(self, config: BertConfig | DecoderConfig) -> TrainState:
         """A calibrated state with random weights."""
-        model, inputs = MLM_NSP.model(config), MLM_NSP.model_inputs(self.arrays())
+        recipe, objective = config.recipe.name, family_of(config.recipe.name).objective
+        model, inputs = objective.model(config), objective.model_inputs(self.arrays(recipe))
         params = initial_params(model, jax.random.key(0), *inputs)
         return new_state(calibrate(model, params, *inputs), _optimizer())
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """A batch of random tokens without padding; BERT's 15 % of them are targets."""
-        rng = np.random.default_rng(0)
-        shape, predictions = (self.batch, self.length), self.predictions
-        ids = rng.integers(1, self.vocab_size, shape, dtype=np.int32)
-        places = np.stack(
-            [rng.choice(self.length, predictions, replace=False) for _ in range(self.batch)]
-        )
-        places = np.sort(places, axis=1).astype(np.int32)
-        return {
-            "input_ids": ids,
-            "token_type_ids": (np.arange(self.length) >= self.length // 2).astype(np.int32)
-            + np.zeros(shape, np.int32),
-            "attention_mask": np.ones(shape, np.int32),
-            "mlm_positions": places,
-            "mlm_ids": np.take_along_axis(ids, places, axis=1),
-            "mlm_weights": np.ones(places.shape, np.float32),
-            "nsp_labels": rng.integers(0, 2, self.batch, dtype=np.int32),
-        }
+    def arrays(self, recipe: str) -> dict[str, np.ndarray]:
+        """A batch of random tokens without padding for the recipe's objective."""
+        return family_of(recipe).arrays(self, np.random.default_rng(0))
 
-    @property
-    def predictions(self) -> int:
-        """Number of masked positions per sequence."""
-        return max_predictions(self.length)
+    def head_products(self, config: BertConfig | DecoderConfig) -> int:
+        """Multiply-adds per sequence outside the layers."""
+        from_corpus = family_of(config.recipe.name).objective.from_corpus
+        return from_corpus.head_products(config, from_corpus.example(self.length, None))
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Recipes of one architecture.
+
+    twin: the recipe in full precision, to which the others are compared.
+    config: (workload, recipe, fields of the model's configuration) -> the configuration.
+    arrays: (workload, random generator) -> a batch of the objective.
+    """
+
+    twin: str
+    recipes: Mapping[str, Any]
+    objective: Objective
+    config: Callable[..., BertConfig | DecoderConfig]
+    arrays: Callable[[Workload, np.random.Generator], dict[str, np.ndarray]]
+
+
+def _encoder(workload: Workload, recipe: str, **fields: Any) -> BertConfig:
+    row = RECIPES[recipe]
+    fused = workload.fused_attention and row.fusible_attention
+    sizes = workload.size, workload.vocab_size
+    return bert_config(row, *sizes, dropout=workload.dropout, fused_attention=fused, **fields)
+
+
+def _decoder(workload: Workload, recipe: str, **fields: Any) -> DecoderConfig:
+    return decoder_config(DECODER_RECIPES[recipe], workload.size, workload.vocab_size, **fields)
+
+
+def _pairs(workload: Workload, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Two sentences; BERT's 15 % of the tokens are targets."""
+    shape, predictions = (workload.batch, workload.length), max_predictions(workload.length)
+    ids = rng.integers(1, workload.vocab_size, shape, dtype=np.int32)
+    places = np.stack(
+        [rng.choice(workload.length, predictions, replace=False) for _ in range(workload.batch)]
+    )
+    places = np.sort(places, axis=1).astype(np.int32)
+    return {
+        "input_ids": ids,
+        "token_type_ids": (np.arange(workload.length) >= workload.length // 2).astype(np.int32)
+        + np.zeros(shape, np.int32),
+        "attention_mask": np.ones(shape, np.int32),
+        "mlm_positions": places,
+        "mlm_ids": np.take_along_axis(ids, places, axis=1),
+        "mlm_weights": np.ones(places.shape, np.float32),
+        "nsp_labels": rng.integers(0, 2, workload.batch, dtype=np.int32),
+    }
+
+
+def _windows(workload: Workload, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Windows of one text; every token has a target."""
+    shape = workload.batch, workload.length + 1
+    tokens = rng.integers(1, workload.vocab_size, shape, dtype=np.int32)
+    return {
+        "input_ids": tokens[:, :-1],
+        "target_ids": tokens[:, 1:],
+        "target_weights": np.ones(tokens[:, 1:].shape, np.float32),
+        "segment_ids": np.ones_like(tokens[:, 1:]),
+    }
+
+
+FAMILIES = (
+    Family("fp", RECIPES, MLM_NSP, _encoder, _pairs),
+    Family("bitnet_fp", DECODER_RECIPES, CAUSAL_LM, _decoder, _windows),
+)
+
+
+def family_of(recipe: str) -> Family:
+    """The family of a recipe. Raises: ValueError naming the nearest known ones."""
+    for family in FAMILIES:
+        if recipe in family.recipes:
+            return family
+    raise unknown_name("recipe", recipe, _RECIPES)
+
+
+_RECIPES = [recipe for family in FAMILIES for recipe in family.recipes]
+_SIZES = list(dict.fromkeys([*SIZES, *DECODER_SIZES]))
 
 
 def _optimizer():
@@ -143,14 +219,14 @@ def add_workload_arguments(
     parser: argparse.ArgumentParser, *, batch: int, dtype: str, remat: str
 ) -> None:
     """Adds the flags that select what to compile, with the benchmark's own defaults."""
-    parser.add_argument("--size", default="base", help="of: %(choices)s", choices=SIZES)
+    parser.add_argument("--size", default="base", help="of: %(choices)s", choices=_SIZES)
     parser.add_argument("--batch", type=int, default=batch, help="sequences (default %(default)s)")
     parser.add_argument("--length", type=int, default=128, help="tokens (default %(default)s)")
     parser.add_argument(
         "--recipes",
         type=names,
         default=["fp", "bipft_a", "bipft_b"],
-        help=f"comma-separated, of: {', '.join(RECIPES)} (default fp,bipft_a,bipft_b)",
+        help=f"comma-separated, of: {', '.join(_RECIPES)} (default fp,bipft_a,bipft_b)",
     )
     parser.add_argument(
         "--dtype",

@@ -14,6 +14,7 @@ from bipft_jax.models.attention import ATTENTION_MAPS, STATISTICS, SelfAttention
 from bipft_jax.models.axes import BATCH, constrained
 from bipft_jax.models.dropout import Dropout
 from bipft_jax.models.layers import (
+    KEPT,
     BinaryEmbed,
     binary_dense,
     dense_initializer,
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
             )
         scanned = nn.scan(
             layer,
-            variable_axes={"params": 0, **dict.fromkeys(_REPORTED, 0)},
+            variable_axes={"params": 0, KEPT: 0, **dict.fromkeys(_REPORTED, 0)},
             split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,
             length=config.layers,

@@ -14,7 +14,7 @@ from bipft_jax.models.axes import BATCH, constrained
 from bipft_jax.models.causal_attention import CACHE, CausalAttention
 from bipft_jax.models.decoder_layers import block_norm, linear, rms_norm
 from bipft_jax.models.decoder_recipes import DecoderConfig
-from bipft_jax.models.layers import BinaryEmbed, dense_initializer, logits_dtype
+from bipft_jax.models.layers import KEPT, BinaryEmbed, dense_initializer, logits_dtype
 from bipft_jax.models.remat import saved
 
 # Keys of a batch that the decoder takes, in this order.
@@ -111,7 +111,9 @@ class Decoder(nn.Module):
             layer = nn.remat(layer, policy=policy, prevent_cse=not config.scan_layers)
         scanned = nn.scan(
             layer,
-            variable_axes=dict.fromkeys(("params", "intermediates", ATTENTION_MAPS, CACHE), 0),
+            variable_axes=dict.fromkeys(
+                ("params", "intermediates", ATTENTION_MAPS, CACHE, KEPT), 0
+            ),
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=config.layers,

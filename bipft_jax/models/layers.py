@@ -39,6 +39,8 @@ BINARY_LINEARS = frozenset(
 LINEAR_INPUT = (
     "linear_input"  # the name of a linear's float input, for policies of `jax.checkpoint`
 )
+# The collection of kernels that are quantised already: what `kept_for_backward` returns of them.
+KEPT = "kept_weights"
 SCALE_SUFFIX = "_scale"  # ends the parameter names of learned scales, and no others
 
 
@@ -83,6 +85,7 @@ class BinaryDense(nn.Module):
 
     Parameters: kernel float32 [in, features], bias [features]; with shifted_input also input_shift
     [in] (added before quantising, starts at 0); input_scale [] if the input quantizer learns one.
+    With a variable kernel in `KEPT`, the kernel is not quantised here.
     """
 
     features: int
@@ -129,6 +132,7 @@ class BinaryDense(nn.Module):
             lhs_quantizer=self.input_quantizer,
             rhs_quantizer=weight_quantizer,
             lhs_scale=learned_scale(self, "input_scale", self.input_quantizer, x),
+            rhs_kept=self.get_variable(KEPT, "kernel"),
             rhs_placement=kernel_placement(self.name, self.groups),
             compute=self.compute,
             backward=self.backward,

@@ -53,6 +53,7 @@ def binary_dot_general(
     rhs_scale: jax.Array | None = None,
     lhs_heads: int = 0,
     rhs_heads: int = 0,
+    rhs_kept: Any = None,
     rhs_placement: Placement | None = None,
     compute: str = "auto",
     backward: str = "float32",
@@ -69,6 +70,8 @@ def binary_dot_general(
         contracted axes (a scale per token, per row of a weight, per index of a batch axis).
       lhs_heads, rhs_heads: if not 0, that operand is [B, S, heads * d] and is multiplied as
         [B, heads, S, d], to which the dimension numbers refer.
+      rhs_kept: None, or what `kept_for_backward` gave of rhs, which is then not quantised again and
+        only receives its gradient. Without effect in the mode "simulated".
       rhs_placement: of the right operand, if it is gathered before the product.
       compute: arithmetic of the product of codes, one of `arithmetic.COMPUTE_MODES`. All give the
         same result while sums stay below 2^24. "simulated" multiplies the quantised *values* in
@@ -95,11 +98,13 @@ def binary_dot_general(
             lhs, lhs_quantizer = quantize(lhs, lhs_scale, lhs_quantizer), None
         if rhs_quantizer is not None:
             rhs, rhs_quantizer = quantize(rhs, rhs_scale, rhs_quantizer).astype(lhs.dtype), None
+            rhs_kept = None
     return _binary_dot(
         lhs,
         rhs,
         lhs_scale,
         rhs_scale,
+        rhs_kept,
         numbers,
         _Static(
             lhs_quantizer,
@@ -129,14 +134,16 @@ class _Static(NamedTuple):
     rhs_placement: Placement | None
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _binary_dot(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
-    return _forward(lhs, rhs, lhs_scale, rhs_scale, numbers, static)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _binary_dot(lhs, rhs, lhs_scale, rhs_scale, rhs_kept, numbers, static):
+    return _forward(lhs, rhs, lhs_scale, rhs_scale, rhs_kept, numbers, static)[0]
 
 
-def _forward(lhs, rhs, lhs_scale, rhs_scale, numbers, static):
+def _forward(lhs, rhs, lhs_scale, rhs_scale, rhs_kept, numbers, static):
     kept_left = kept_for_backward(lhs, lhs_scale, static.lhs_quantizer)
-    kept_right = kept_for_backward(rhs, rhs_scale, static.rhs_quantizer)
+    kept_right = rhs_kept
+    if rhs_kept is None:
+        kept_right = kept_for_backward(rhs, rhs_scale, static.rhs_quantizer)
     # Restores the codes from the residuals: else compilers write both to memory.
     left = _restored(kept_left, lhs_scale, static.lhs_quantizer)
     right = _restored(kept_right, rhs_scale, static.rhs_quantizer)
@@ -182,7 +189,7 @@ def _backward(numbers, static, kept, cotangent):
     rhs_bar, rhs_scale_bar = _pullback(
         kept_right, rhs_scale, to_right, left_factor, inner, static.rhs_quantizer
     )
-    return lhs_bar, rhs_bar, lhs_scale_bar, rhs_scale_bar
+    return lhs_bar, rhs_bar, lhs_scale_bar, rhs_scale_bar, None
 
 
 _binary_dot.defvjp(_forward, _backward)

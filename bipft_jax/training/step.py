@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from bipft_jax.models.attention import STATISTICS
 from bipft_jax.models.parameters import Params, is_scale
+from bipft_jax.models.weights_once import kept_weights
 from bipft_jax.objectives.losses import Batch
 from bipft_jax.objectives.objective import Objective, Teacher
 from bipft_jax.training.state import TrainState
@@ -144,11 +145,14 @@ def gradients(
         dropout: bool,
     ):
         counts = objective.counts(batch)
+        recipe = model.config.recipe
+        # Once for all micro-batches.
+        kept = kept_weights(state.params, recipe.weight, recipe.groups) if accumulation > 1 else {}
 
         def loss_of(params, micro, key):
             student_key, teacher_key = objective.dropout_keys(key, teacher is not None)
             output, variables = model.apply(
-                {"params": params},
+                {"params": params, **kept},
                 *objective.model_inputs(micro),
                 deterministic=not dropout,
                 rngs={"dropout": student_key},

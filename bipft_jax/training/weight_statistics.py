@@ -3,7 +3,6 @@ keys."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -11,8 +10,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from bipft_jax.models.attention import ATTENDED_KEYS
-from bipft_jax.models.layers import BINARY_LINEARS, in_groups
 from bipft_jax.models.parameters import Params, is_scale, is_stacked, named_leaves
+from bipft_jax.models.weights_once import of_kernels
 from bipft_jax.quantization.quantizers import Quantizer
 
 
@@ -26,23 +25,12 @@ def binary_codes(
     Returns: codes by path, [layers, in, out] for stacked kernels, [1, in, out] for others; empty
       for full precision.
     """
-    if quantizer is None:
-        return {}
+    codes = of_kernels(params, quantizer, groups, lambda kernel, own: own.encode(kernel).codes)
     flat = named_leaves(params)
-    codes = {}
-    for path, kernel in flat.items():
-        site, _, leaf = path.rpartition("/")
-        linear = site.rpartition("/")[2]
-        if leaf == "kernel" and linear in BINARY_LINEARS:
-            stacked = kernel if is_stacked(path) else kernel[None]
-            codes_of = functools.partial(_codes, linear, quantizer, groups)
-            codes[site] = jax.vmap(codes_of)(stacked)
-    return codes
-
-
-def _codes(linear: str, quantizer: Quantizer, groups: int, kernel: jax.Array) -> jax.Array:
-    split, of_groups = in_groups(linear, kernel, quantizer, groups)
-    return of_groups.encode(split, None).codes.reshape(kernel.shape)
+    return {
+        path.rpartition("/")[0]: own.reshape(-1, *flat[path].shape[-2:])
+        for path, own in codes.items()
+    }
 
 
 def flip_ratios(before: dict[str, jax.Array], after: dict[str, jax.Array]) -> dict[str, jax.Array]:

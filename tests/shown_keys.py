@@ -58,7 +58,8 @@ def is_binary(config: ml_collections.ConfigDict) -> bool:
 
 def _binarised(run: Rehearsal) -> bool:
     shape = run.first.params[KERNEL].shape[1:]
-    return any(e.invars[0].aval.shape == shape for e in run.first.equations("sign"))
+    # With several micro-batches, those of all layers at once.
+    return any(e.invars[0].aval.shape[-2:] == shape for e in run.first.equations("sign"))
 
 
 def _dropout_rates(update: Update) -> set[float]:

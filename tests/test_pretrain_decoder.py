@@ -144,6 +144,10 @@ def test_a_run_resumes_bit_for_bit_and_reports_bits_of_its_text(home, tmp_path):
     held_out = splits["validation"]
     per_token = held_out.text_bytes / (held_out.tokens + held_out.documents)  # ends are tokens
     assert scores["bits_per_byte"] == pytest.approx(scores["bits_per_token"] / per_token)
+    # Weights drawn from a normal distribution are 0 where |z| < sqrt(2 / pi) / 2.
+    first = read_metrics(workdir / "metrics.jsonl")[0]
+    assert first["zero_ratio"] == pytest.approx(0.31, abs=0.02)
+    assert {f"zeros/feed_forward/ffn_gate/{layer}" for layer in (0, 1)} < first.keys()
     # Models that count predict the same tokens: their unigrams have the run's own figure.
     *_, (name, unigram) = baselines.compared([workdir])
     assert name == "unigram"

@@ -1,4 +1,4 @@
-"""Plots the logs of runs: losses, accuracies, flips of binary weights, learned scales.
+"""Plots the logs of runs: losses, accuracies, flips of weights, zeros among them, learned scales.
 
     python -m bipft_jax.plot WORKDIR... --output curves.png
 
@@ -30,6 +30,7 @@ _PANELS = (
     Panel("loss", "loss", "validation/loss", None),
     *(panel for objective in OBJECTIVES.values() for panel in objective.panels),
     Panel("binary weights that flipped", "flip_ratio", None, None),
+    Panel("ternary weights that are 0", "zero_ratio", None, None),
     Panel("keys attended to by a token", None, "validation/attended_keys", None),
 )
 _DEV, _SCALES = "dev/", "scales/"

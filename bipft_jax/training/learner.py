@@ -104,14 +104,15 @@ class Learner:
 
     @functools.cached_property
     def statistics(self) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
-        """(codes before, state) -> (codes now; flips, scales and `skipped_in_row`). One program,
-        because the dispatch of a small program costs more than its computation."""
+        """(codes before, state) -> (codes now; flips, zeros, scales and `skipped_in_row`). One
+        program, because the dispatch of a small program costs more than its computation."""
 
         def values_of(before: dict[str, jax.Array], state: TrainState):
             now = self.codes(state.params)
             return now, {
                 "skipped_in_row": jnp.copy(state.skipped_in_row),  # the state is donated
                 **weight_statistics.flip_ratios(before, now),
+                **weight_statistics.zero_ratios(now, self.model.config.recipe.weight),
                 **weight_statistics.scales(state.params),
             }
 

@@ -6,7 +6,8 @@ Every iteration does the following, in this order, which is documented only here
 1. take the next batch, already on the devices, and dispatch the update;
 2. fetch and write the pending log point, one update late, so that the devices never wait;
 3. every `log_every` updates, after the last one and at a stop, dispatch a new log point: mean
-   metrics, learning rate, flips of binary weights, learned scales, all since the one before;
+   metrics, learning rate, flips of quantised weights, zeros among ternary ones, learned scales;
+   means and flips are since the one before;
 4. if the course evaluates here, fetch the pending log point, evaluate the held-out data, and save
    the state with the scores;
 5. if a stop was requested, fetch the pending log point, save the state, and end the process.

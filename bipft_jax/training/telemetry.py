@@ -196,7 +196,7 @@ def progress_line(
         flips 0.012%  412 seq/s  26.4k tok/s  85.1 GFLOP/s  eta 0:41:10
 
     (in one line). Names with a format of their own: `loss`, those in `shown` (of the objective;
-    here "mlm" and "nsp"), `learning_rate`, `flip_ratio` (a fraction) and those of
+    here "mlm" and "nsp"), `learning_rate`, `flip_ratio` and `zero_ratio` (fractions) and those of
     `ThroughputMeter`. Other scalars appear as NAME VALUE; names with "/" appear in the files only.
     """
     rest = dict(values)
@@ -218,6 +218,8 @@ def progress_line(
         parts.append(f"lr {rest.pop('learning_rate'):.1e}")
     if "flip_ratio" in rest:
         parts.append(f"flips {rest.pop('flip_ratio'):.3%}")
+    if "zero_ratio" in rest:
+        parts.append(f"zeros {rest.pop('zero_ratio'):.1%}")
     speed = []
     if "sequences_per_second" in rest:
         speed.append(f"{_with_prefix(rest.pop('sequences_per_second'))}seq/s")

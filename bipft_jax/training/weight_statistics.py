@@ -1,5 +1,5 @@
-"""Statistics of the quantizers for telemetry: flips of binary weights, learned scales, attended
-keys."""
+"""Statistics of the quantizers for telemetry: flips of quantised weights, zeros among ternary ones,
+learned scales, attended keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from bipft_jax.models.attention import ATTENDED_KEYS
 from bipft_jax.models.parameters import Params, is_scale, is_stacked, named_leaves
 from bipft_jax.models.weights_once import of_kernels
-from bipft_jax.quantization.quantizers import Quantizer
+from bipft_jax.quantization.quantizers import Quantizer, TernaryMean
 
 
 def binary_codes(
@@ -41,9 +41,27 @@ def flip_ratios(before: dict[str, jax.Array], after: dict[str, jax.Array]) -> di
     }
     if not changed:
         return {}
-    size = {site: before[site].size for site in before}
-    flips = sum(jnp.mean(changed[site]) * size[site] for site in changed)
-    return {"flip_ratio": flips / sum(size.values()), **_per_layer("flips", changed)}
+    return {"flip_ratio": _of_all(changed, before), **_per_layer("flips", changed)}
+
+
+def zero_ratios(codes: dict[str, jax.Array], quantizer: Quantizer | None) -> dict[str, jax.Array]:
+    """Fractions of ternary weights whose code is 0: `zero_ratio` of all, `zeros/SITE/LAYER` of one.
+    Empty for other weights, of which almost none has the code 0.
+
+    codes: of `binary_codes`, by this quantizer.
+    """
+    if not isinstance(quantizer, TernaryMean):
+        return {}
+    zeros = {
+        site: jnp.mean((own == 0).astype(jnp.float32), axis=(1, 2)) for site, own in codes.items()
+    }
+    return {"zero_ratio": _of_all(zeros, codes), **_per_layer("zeros", zeros)}
+
+
+def _of_all(fractions: dict[str, jax.Array], codes: dict[str, jax.Array]) -> jax.Array:
+    """The fraction of all weights, from those of the layers of each site."""
+    total = sum(own.size for own in codes.values())
+    return sum(jnp.mean(part) * (codes[site].size / total) for site, part in fractions.items())
 
 
 def scales(params: Params) -> dict[str, jax.Array]:

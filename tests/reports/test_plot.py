@@ -8,6 +8,7 @@ from bipft_jax.reports import plot
 
 PRETRAINING = [
     {"step": 10, "loss": 7.0, "flip_ratio": 0.1, "scales/attention/probs_scale/0": 0.5},
+    {"step": 10, "zero_ratio": 0.3},
     {"step": 10, "validation/loss": 7.5, "validation/mlm_accuracy": 0.1},
     {"step": 20, "loss": 6.0, "flip_ratio": 0.2, "scales/attention/probs_scale/0": 0.25},
     {"step": 20, "scales/attention/probs_scale/1": 0.75, "scales/pooler/input_scale": 2.0},
@@ -37,6 +38,7 @@ def test_runs_are_drawn_over_each_other():
         "loss": [[(10, 7.0), (20, 6.0)], [(10, 7.5)], [(5, 0.7)]],
         "MLM accuracy": [[(10, 0.1), (20, 0.2)], [(20, 0.05)]],
         "binary weights that flipped": [[(10, 0.1), (20, 0.2)]],
+        "ternary weights that are 0": [[(10, 0.3)]],
         "dev accuracy": [[(5, 0.5)]],
         "attention/probs_scale, a line a layer": [[(10, 0.5), (20, 0.25)], [(20, 0.75)]],
         "pooler/input_scale, a line a layer": [[(20, 2.0)]],

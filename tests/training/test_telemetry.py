@@ -119,6 +119,7 @@ def test_progress_line_reads_well():
         "nsp_loss": 0.5,
         "learning_rate": 1.2e-4,
         "flip_ratio": 1.2e-4,
+        "zero_ratio": 0.3114,
         "flips/layer_0": 0.5,
         "matthews": 0.51234,
         "sequences_per_second": 412.3,
@@ -128,7 +129,8 @@ def test_progress_line_reads_well():
     }
     assert progress_line(1200, values, total_steps=10000, shown=MLM_NSP.shown) == (
         " 1200/10000  12.0%  loss 6.512  mlm 6.010 (acc 0.103)  nsp 0.500  lr 1.2e-04"
-        "  flips 0.012%  matthews 0.5123  412 seq/s  26.4k tok/s  85.1 GFLOP/s  eta 0:41:10"
+        "  flips 0.012%  zeros 31.1%  matthews 0.5123  412 seq/s  26.4k tok/s  85.1 GFLOP/s"
+        "  eta 0:41:10"
     )
     assert progress_line(3, {"tokens_per_second": 999.7}) == "3  1k tok/s"
 

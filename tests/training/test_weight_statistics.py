@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bipft_jax.quantization.quantizers import MeanBinarizer
-from bipft_jax.training.weight_statistics import binary_codes, flip_ratios, scales
+from bipft_jax.quantization.quantizers import MeanBinarizer, TernaryMean
+from bipft_jax.training.weight_statistics import binary_codes, flip_ratios, scales, zero_ratios
 
 
 def params(first_layer, pooler):
@@ -38,6 +38,17 @@ def test_codes_of_a_group_are_around_its_own_mean():
     codes = binary_codes(params, MeanBinarizer(), groups=2)
     np.testing.assert_array_equal(codes["layers/query"][0], [[-1, 1, -1, 1]] * 4)
     np.testing.assert_array_equal(codes["layers/ffn_output"][1].T, [[-1, 1, -1, 1]] * 4)
+
+
+def test_zeros_are_counted_below_half_of_each_layers_own_mean_magnitude():
+    # Mean magnitudes 2 and 1 (the second layer's weights are 1 and -1), and 3.
+    tree = params([[-0.9, 1.1], [0.0, 6.0]], [[-1.4, 1.6, 6.0, 3.0]])
+    got = zero_ratios(binary_codes(tree, TernaryMean()), TernaryMean())
+    expected = {"zeros/query/0": 0.5, "zeros/query/1": 0.0, "zeros/pooler": 0.25}
+    expected["zero_ratio"] = 3 / 12
+    assert {name: float(value) for name, value in got.items()} == pytest.approx(expected)
+    assert zero_ratios(binary_codes(tree, MeanBinarizer()), MeanBinarizer()) == {}
+    assert zero_ratios({}, None) == {}
 
 
 def test_full_precision_has_no_flips():

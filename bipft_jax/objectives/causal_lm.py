@@ -19,6 +19,7 @@ from bipft_jax.models.decoder_recipes import (
     decoder_config,
     decoder_recipe_named,
 )
+from bipft_jax.models.recipes import RECIPES
 from bipft_jax.objectives.families import OF_ENCODERS, refuse_keys
 from bipft_jax.objectives.frequencies import log_frequencies
 from bipft_jax.objectives.losses import Batch
@@ -63,6 +64,11 @@ def model_config(config: ml_collections.ConfigDict, vocab_size: int) -> DecoderC
     Raises: ValueError for an unknown recipe or size, keys that do not go together, or keys that
       only encoders have.
     """
+    if config.recipe in RECIPES:
+        raise ValueError(
+            f"recipe {config.recipe} is an encoder's: it learns mlm_nsp, not causal_lm; begin with "
+            f"--config=configs/pretrain.py:{config.recipe},SIZE"
+        )
     refuse_keys(config, "a decoder", OF_ENCODERS)
     block = config.decoder
     return decoder_config(

@@ -61,6 +61,23 @@ def require_finite(params: Params) -> None:
         )
 
 
+def require_wide(params: Params) -> None:
+    """Raises ValueError if latent weights are narrower than float32. An update changes a weight by
+    about the learning rate; bfloat16 rounds a change of less than 1 / 512 of the weight away, so
+    most weights would never change. Needs no values."""
+    narrow = [
+        f"{name} ({leaf.dtype})"
+        for name, leaf in named_leaves(params).items()
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
+    ]
+    if narrow:
+        raise ValueError(
+            f"latent weights must be float32, but {first_of(narrow)}: small updates would be lost "
+            "in rounding. Keep the parameters in float32; dtype='bfloat16' of the model's "
+            "configuration computes activations in bfloat16"
+        )
+
+
 def first_of(names: Sequence[str]) -> str:
     """The first name and how many others, for a message."""
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} others"

@@ -15,7 +15,7 @@ from bipft_jax.models.parameters import Params, is_scale
 from bipft_jax.models.weights_once import kept_weights
 from bipft_jax.objectives.losses import Batch
 from bipft_jax.objectives.objective import Objective, Teacher
-from bipft_jax.training.state import TrainState
+from bipft_jax.training.state import TrainState, require_wide
 from bipft_jax.training.weight_statistics import attended_keys
 
 OPTIMIZER_SCOPE, TEACHER_SCOPE = "optimizer", "teacher"  # in the names of operations
@@ -134,7 +134,7 @@ def gradients(
 
     dropout: whether the student uses dropout (a teacher has its own setting). The masks depend on
     (seed, state.step) alone, so a resumed run repeats them. metrics: the loss, its terms,
-    accuracies.
+    accuracies. Raises, when traced: ValueError for parameters narrower than float32.
     """
 
     def gradients_of(
@@ -144,6 +144,7 @@ def gradients(
         batch: Batch,
         dropout: bool,
     ):
+        require_wide(state.params)
         counts = objective.counts(batch)
         recipe = model.config.recipe
         # Once for all micro-batches.

@@ -29,7 +29,7 @@ from bipft_jax.objectives.task_distillation import TaskTeacher, bit_distillation
 from bipft_jax.training import sharding
 from bipft_jax.training.learner import Learner
 from bipft_jax.training.optimizer import adamw
-from bipft_jax.training.state import calibrate, initial_params, new_state
+from bipft_jax.training.state import abstract_state, calibrate, initial_params, new_state
 from bipft_jax.training.step import accumulated_gradients, update
 
 LENGTH, PREDICTIONS, VOCAB = 12, 3, 17
@@ -109,6 +109,16 @@ def test_four_micro_batches_of_eight_are_one_batch_of_32(recipe):
         ]
         # Far above the tolerance: without its correction a scale's gradient would be off by half.
         assert len(scales) == 11 and sum(np.abs(value).max() > 2e-5 for value in scales) >= 8
+
+
+def test_latent_weights_narrower_than_float32_are_refused():
+    model, batch = BertForPreTraining(config_of("bipft_a")), batch_of(2)
+    params = MLM_NSP.abstract_params(model.config)
+    params["mlm_bias"] = jax.ShapeDtypeStruct(params["mlm_bias"].shape, jnp.bfloat16)
+    optimizer = optax.sgd(1.0)
+    step = jax.jit(update(MLM_NSP, model, optimizer), static_argnums=4)
+    with pytest.raises(ValueError, match=r"must be float32, but mlm_bias \(bfloat16\): small upd"):
+        step.trace(abstract_state(params, optimizer), None, 0, batch, True)
 
 
 def test_a_binary_model_learns_a_batch_by_heart():

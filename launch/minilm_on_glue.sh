@@ -8,9 +8,9 @@
 # TEXT: directory of *-train-*.jsonl.xz and *-validation-*.jsonl.xz, 200 MB of English before
 # compression. GLUE: a glue_dir with the tasks. MINILM: directory with config.json, vocab.txt and
 # model.safetensors of all-MiniLM-L6-v2 (6 x 384). RUNS (default runs/minilm_on_glue) receives
-# everything; the same command resumes a stopped one. The results are copied to RUNS/results, the
-# binary model goes to RUNS/model, as a directory that `python -m bipft_jax.interop.convert import`
-# takes. Variables of the environment:
+# everything; the same command resumes a stopped one. The results are copied to RUNS/results. The
+# binary model goes to RUNS/model, a directory that `python -m bipft_jax.interop.convert import`
+# takes, with its 1-bit weights alone as bits.safetensors. Variables of the environment:
 #
 #   UNTIL=pretrained           ends before finetuning
 #   TASKS="cola sst2 mrpc stsb rte qnli"   in this order
@@ -90,8 +90,25 @@ pretrain bipft_b --config.init_from="$runs/fp" --config.teacher="$runs/fp" \
   --config.teacher_dropout=False --config.mlm_distillation=1 --config.seed=1 \
   --config.batch_size=128 --config.num_updates="$updates" --config.warmup_updates=300 \
   --config.learning_rate=1e-3 --config.evaluate_every="$((updates / 8))" --config.log_every=109
-if [[ ! -e "$runs/model" ]]; then
+if [[ ! -e "$runs/model/bits.safetensors" ]]; then
+  rm -rf "$runs/model"
   $python -m bipft_jax.interop.convert export --workdir "$runs/bipft_b" --output "$runs/model"
+  cat >> "$runs/model/README.md" <<'CARD'
+
+It started from all-MiniLM-L6-v2 (Apache-2.0), of which its teacher is a descendant. The results that
+bipft_jax publishes were made with articles of English Wikipedia (CC BY-SA 3.0) and novels in the
+public domain.
+
+## Limits
+
+An encoder to finetune; it answers nothing by itself, and its word guesses are worse than those of
+full-precision models. English, uncased. Its text is old: novels of 1840 to 1920, Wikipedia of 2019.
+
+`bits.safetensors` is the encoder alone as 1-bit weights, for texts of up to 128 tokens:
+`bipft_runtime.Model("bits.safetensors").encode(["a text"])`.
+CARD
+  $python -m bipft_jax.interop.pack --workdir "$runs/bipft_b" --max_length 128 \
+    --output "$runs/model/bits.safetensors"
 fi
 if [[ "${UNTIL:-}" == pretrained ]]; then exit; fi
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bipft_jax.checkpoints.source import Source
-from bipft_jax.data.tokenizers import WordPieceTokenizer
 from bipft_jax.interop.family import Card, Storage
+from bipft_jax.interop.tokenizer_files import transformers_tokenizer
 from bipft_jax.models.parameters import named_leaves
 
 _PAPERS = {
@@ -56,17 +56,16 @@ def _loading(
         yield "Training can start from the imported model, but not where it was left: a latent"
         yield "weight becomes 0 or one magnitude with a sign."
         yield ""
-    wordpiece = isinstance(source.tokenizer, WordPieceTokenizer)
-    own = "" if wordpiece else " (the weights; only bipft_jax reads the vocabulary)"
+    tokenizer = transformers_tokenizer(source.tokenizer)
     needs = ", which needs `accelerate` for quantised linears" if quantised else ""
-    yield f"With transformers{own}{needs}:"
+    yield f"With transformers{needs}:"
     yield ""
     yield "```python"
-    yield f"from transformers import {'BertTokenizer, ' if wordpiece else ''}{loader}"
+    yield f"from transformers import {loader}, {tokenizer}"
     yield ""
     yield f'model = {loader}.from_pretrained("DIR")'
-    if wordpiece:
-        yield 'tokenizer = BertTokenizer.from_pretrained("DIR")'
-        yield "# A text begins after the end of another one."
-        yield 'tokenizer("[SEP] the beginning", add_special_tokens=False, return_tensors="pt")'
+    yield f'tokenizer = {tokenizer}.from_pretrained("DIR")'
+    yield "# A text begins after the end of another one."
+    yield 'ids = tokenizer("[SEP] the beginning", add_special_tokens=False, return_tensors="pt")'
+    yield "tokenizer.decode(model.generate(ids.input_ids, max_new_tokens=50)[0])"
     yield "```"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bipft_jax.checkpoints.source import Source
-from bipft_jax.data.tokenizers import WordPieceTokenizer
 from bipft_jax.interop.family import Card, Storage
+from bipft_jax.interop.tokenizer_files import transformers_tokenizer
 from bipft_jax.models.parameters import named_leaves
 
 _BIPFT = "BiPFT, Xing et al. 2023, arXiv:2312.08937"
@@ -69,15 +69,13 @@ def _loading(source: Source, loader: str | None) -> Iterator[str]:
         yield "`transformers` has no such model; the weights in its BERT are another function."
         return
     pooler = loader != "BertModel" or "bert/pooler/kernel" not in source.missing
-    wordpiece = isinstance(source.tokenizer, WordPieceTokenizer)
-    own = "" if wordpiece else " (the weights; only bipft_jax reads the vocabulary)"
-    yield f"With transformers{own}:"
+    tokenizer = transformers_tokenizer(source.tokenizer)
+    yield "With transformers:"
     yield ""
     yield "```python"
-    yield f"from transformers import {'BertTokenizer, ' if wordpiece else ''}{loader}"
+    yield f"from transformers import {tokenizer}, {loader}"
     yield ""
     options = "" if pooler else ", add_pooling_layer=False"
     yield f'model = {loader}.from_pretrained("DIR"{options})'
-    if wordpiece:
-        yield 'tokenizer = BertTokenizer.from_pretrained("DIR")'
+    yield f'tokenizer = {tokenizer}.from_pretrained("DIR")'
     yield "```"

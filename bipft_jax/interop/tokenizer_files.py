@@ -21,11 +21,13 @@ from bipft_jax.data.tokenizers import (
     load_tokenizer,
 )
 from bipft_jax.interop.config_file import read_object, require_values, write_object
+from bipft_jax.interop.sentencepiece_json import library_tokenizer
 
 VOCABULARY_NAME, SENTENCEPIECE_NAME = "vocab.txt", "spiece.model"
 TOKENIZER_CONFIG_NAME, TOKENIZER_NAME = "tokenizer_config.json", "tokenizer.json"
 ADDED_TOKENS_NAME = "added_tokens.json"
 
+_OF_JSON = "PreTrainedTokenizerFast"  # tokenizer.json says which
 # Keys that choose between tokenizers, with the values that ours supports; the first is the default
 # of a missing key.
 _TOKENIZER_KEYS = {
@@ -40,7 +42,7 @@ _TOKENIZER_KEYS = {
         "DistilBertTokenizerFast",
         "ElectraTokenizer",
         "ElectraTokenizerFast",
-        "PreTrainedTokenizerFast",  # tokenizer.json says which
+        _OF_JSON,
         "TokenizersBackend",
         None,
     ),
@@ -119,27 +121,37 @@ def _added_tokens(directory: Path, described: Mapping[str, Any]) -> dict[Path, d
 
 
 def write_tokenizer(tokenizer: Tokenizer, longest: int | None, directory: Path) -> None:
-    """Writes vocab.txt and tokenizer_config.json, or a SentencePiece model.
+    """Writes vocab.txt, or a SentencePiece model and the tokenizer.json that `transformers` reads
+    instead; and tokenizer_config.json.
 
     longest: tokens of the longest text for the model; None if that is not known.
     """
+    described = {"tokenizer_class": _OF_JSON}
     match tokenizer:
         case SentencePieceTokenizer():
             model = base64.b64decode(tokenizer.to_dict()["model"])
             (directory / SENTENCEPIECE_NAME).write_bytes(model)
+            library_tokenizer(model).save(str(directory / TOKENIZER_NAME))
         case WordPieceTokenizer():
             pieces = [tokenizer.id_to_piece(i) for i in range(tokenizer.vocab_size)]
             text = "".join(f"{piece}\n" for piece in pieces)
             (directory / VOCABULARY_NAME).write_text(text, encoding="utf-8", newline="\n")
-            write_object(
-                directory / TOKENIZER_CONFIG_NAME,
-                {
-                    **{key: values[0] for key, values in _TOKENIZER_KEYS.items()},
-                    **({} if longest is None else {"model_max_length": longest}),
-                    "pad_token": PAD,
-                    "unk_token": UNK,
-                    "cls_token": CLS,
-                    "sep_token": SEP,
-                    "mask_token": MASK,
-                },
-            )
+            described = {key: values[0] for key, values in _TOKENIZER_KEYS.items()}
+    write_object(
+        directory / TOKENIZER_CONFIG_NAME,
+        {
+            **described,
+            **({} if longest is None else {"model_max_length": longest}),
+            "pad_token": PAD,
+            "unk_token": UNK,
+            "cls_token": CLS,
+            "sep_token": SEP,
+            "mask_token": MASK,
+        },
+    )
+
+
+def transformers_tokenizer(tokenizer: Tokenizer) -> str:
+    """The class of `transformers` that reads what `write_tokenizer` wrote."""
+    wordpiece = isinstance(tokenizer, WordPieceTokenizer)
+    return _TOKENIZER_KEYS["tokenizer_class"][0] if wordpiece else _OF_JSON

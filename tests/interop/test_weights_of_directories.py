@@ -185,10 +185,11 @@ def test_labels_that_a_directory_names_are_kept(tmp_path):
     assert read_directory(tmp_path / "nameless")[0].run["labels"] == []
 
 
-def test_the_card_names_a_tokenizer_only_where_transformers_has_it(tmp_path):
+def test_the_card_names_the_tokenizer_that_transformers_has(tmp_path):
     pieces = train_sentencepiece([f"the value of item {i} is none." for i in range(200)], 45)
     for name, tokenizer in (("wordpiece", WORDS), ("sentencepiece", pieces)):
         write_directory(model(tokenizer=tokenizer), tmp_path / name)
         card = (tmp_path / name / "README.md").read_text()
         assert "BertForPreTraining.from_pretrained" in card
-        assert ("BertTokenizer" in card) == (name == "wordpiece")
+        tokenizer = "BertTokenizer" if name == "wordpiece" else "PreTrainedTokenizerFast"
+        assert f'= {tokenizer}.from_pretrained("DIR")' in card

@@ -1,6 +1,7 @@
 """Decoders in and out against `transformers`' BitNetForCausalLM, which shares no code with ours."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,11 @@ import pytest
 import torch
 import transformers
 
+from bipft_jax.data.tokenizers import SPECIAL_PIECES, train_sentencepiece
 from bipft_jax.generate import Sampling, texts
 from bipft_jax.interop.family import Storage
 from bipft_jax.interop.hugging_face import read_directory, write_directory
+from bipft_jax.interop.tokenizer_files import write_tokenizer
 from bipft_jax.models.decoder import Decoder
 from tests.interop.decoder_directories import decoder
 
@@ -100,3 +103,24 @@ def test_the_tokenizer_and_generation_agree(tmp_path):
     ours = list(texts(source, "a b c", 12, Sampling(), 0, None))[-1]
     found = theirs[0, 1:].tolist()
     assert ours == source.tokenizer.decode(found[: found.index(3)] if 3 in found else found)
+
+
+def test_a_sentencepiece_export_has_the_same_ids_in_transformers(tmp_path):
+    lines = Path("README.md").read_text().splitlines()
+    tokenizer = train_sentencepiece(lines, 600)
+    write_tokenizer(tokenizer, 64, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    plain = [line for line in lines if line.strip() and not any(p in line for p in SPECIAL_PIECES)]
+    texts = [*plain, "Été  ① ﬁne\tx ", "日本語", "İstanbul ß"]
+    found = theirs(texts, add_special_tokens=False)["input_ids"]
+    expected = tokenizer.encode_batch(texts)
+    # Two segmentations of one score are chosen between differently: as many ids of a text.
+    different = [(a, b) for a, b in zip(found, expected, strict=True) if a != b]
+    assert len(different) < len(texts) / 100
+    assert all(len(a) == len(b) for a, b in different)
+    assert theirs.decode(found[0]) == tokenizer.decode(expected[0])
+    ids = theirs("[SEP] a [MASK]", add_special_tokens=False)["input_ids"]
+    assert ids == [tokenizer.sep_id, *tokenizer.encode("a"), tokenizer.mask_id]
+    around = theirs("a", "b")["input_ids"]
+    a, b = tokenizer.encode_batch(["a", "b"])
+    assert around == [tokenizer.cls_id, *a, tokenizer.sep_id, *b, tokenizer.sep_id]

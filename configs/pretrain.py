@@ -8,7 +8,7 @@ RECIPE: fp, bipft_a, bipft_b, bit_w1a1, bit_w1a2, bit_w1a4, bibert. SIZE: tiny, 
 medium, minilm, base, large (`bipft_jax/models/recipes.py` has both tables). Decoders: bitnet_fp,
 bitnet_b158, bitnet_b1; tiny, mini, small, 125m ... 30b (`bipft_jax/models/decoder_recipes.py`). DIR
 comes from `python -m bipft_jax.data.corpus`, which also fixes the tokenizer and the sequence
-length; one corpus serves both.
+length; one corpus serves both, unless its tokenizer keeps case and line ends (for decoders).
 
 Defaults are for a small model from scratch. The published BiPFT recipe for base: batch_size 512,
 learning_rate 2e-4, warmup_updates 5000, num_updates 500000 (62500 were effective, SPEC quirk 9),

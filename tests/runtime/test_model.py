@@ -143,3 +143,15 @@ def test_scales_that_were_never_set_are_refused():
     source.params["bert"]["pooler"]["input_scale"] = np.float32("nan")
     with pytest.raises(ValueError, match="scales that were never set, such as bert/pooler/input"):
         pack.packed(source)
+
+
+def test_a_file_has_positions_for_its_longest_text():
+    source = random_source("bipft_a")  # of a run with texts of 32 tokens
+    table = source.params["bert"]["positions"]["embedding"]
+    for max_length, expected in ((None, 32), (7, 7)):
+        model = pack.packed(source, max_length=max_length)
+        assert (model.architecture.max_positions, model.task.max_length) == (expected, expected)
+        np.testing.assert_array_equal(model.tensors["positions"], table[:expected], strict=True)
+    for max_length in (2, 513):
+        with pytest.raises(ValueError, match=f"max_length is {max_length}, not from 3 to 512"):
+            pack.packed(source, max_length=max_length)

@@ -15,7 +15,7 @@ WORKLOAD = Workload("tiny", 8, 64, "float32", vocab_size=500, backward="float32"
 
 
 def test_changes_no_bit_forward_and_little_backward():
-    batch = WORKLOAD.arrays()
+    batch = WORKLOAD.arrays("bipft_b")
     params = WORKLOAD.state(WORKLOAD.config("bipft_b", "float32")).params
 
     def run(compute, backward):

@@ -31,11 +31,12 @@ def decoder_card(source: Source, loader: str | None, storage: Storage) -> Card:
 def _facts(source: Source, storage: Storage, quantised: bool) -> Iterator[str]:
     described = source.architecture
     parameters = sum(leaf.size for leaf in named_leaves(source.params).values())
+    case = "with case and line ends" if source.tokenizer.keeps_text else "uncased"
     yield f"- Recipe: `{described['recipe']}` of bipft_jax ({_PAPERS[described['recipe']]})"
     yield (
         f"- Size: {described['layers']} layers, hidden size {described['hidden']}, "
         f"{described['heads']} heads ({described['kv_heads']} of keys and values), vocabulary of "
-        f"{described['vocab_size']:,}, uncased; {parameters:,} parameters"
+        f"{described['vocab_size']:,}, {case}; {parameters:,} parameters"
     )
     if source.sequence_length:
         yield f"- Trained on texts of {source.sequence_length:,} tokens"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Scaling laws of BitNet decoders: trains three recipes at five sizes on the same batches, fits the
-# law a N^b + c to the smaller sizes, and compares its prediction with the largest.
+# Scaling laws of BitNet decoders: trains recipes at five sizes on the same batches, fits the law
+# a N^b + c to the smaller sizes, and compares its prediction with the largest.
 #
 #   bash launch/bitnet_scaling.sh [RUNS]
 #
@@ -8,6 +8,7 @@
 # one; other values of the variables need another RUNS. The results are copied to RUNS/results, with
 # scaling.png. Variables of the environment, with the values for two CPU cores:
 #
+#   RECIPES="bitnet_fp bitnet_b158 bitnet_b1"
 #   SIZES="2x48 3x64 4x96 5x128 6x160"   smallest first; those of bipft_jax/models/decoder_recipes.py
 #                                        that are named LAYERSxHIDDEN
 #   SEEDS_OF_SMALL=2                     seeds of the three smallest sizes; the others have one
@@ -28,8 +29,16 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
 fi
 cd "$(dirname "$0")/.."
 runs="${1:-runs/bitnet_scaling}"
+read -ra recipes <<< "${RECIPES:-bitnet_fp bitnet_b158 bitnet_b1}"
 read -ra sizes <<< "${SIZES:-2x48 3x64 4x96 5x128 6x160}"
 updates="${UPDATES:-400}" length="${LENGTH:-128}"
+declare -A rates=([bitnet_fp]="1.6e-2 3.2e-2 6.4e-2" [bitnet_b158]="2.4e-2 4.8e-2 9.6e-2" [bitnet_b1]="2.4e-2 4.8e-2 9.6e-2")
+for recipe in "${recipes[@]}"; do
+  if [[ -z "${rates[$recipe]:-}" ]]; then
+    echo "error: RECIPES has $recipe: choose from ${!rates[*]}" >&2
+    exit 1
+  fi
+done
 for size in "${sizes[@]}"; do
   if [[ ! "$size" =~ ^[0-9]+x[0-9]+$ ]]; then
     echo "error: SIZES has $size: give sizes named LAYERSxHIDDEN" >&2
@@ -69,15 +78,15 @@ print(best, edges.get(best, ""))
 PYTHON
 }
 
-declare -A rates=([bitnet_fp]="1e-3 2e-3 4e-3" [bitnet_b158]="3e-3 6e-3 1.2e-2" [bitnet_b1]="4e-3 8e-3 1.6e-2")
 mkdir -p "$runs/results"
-for recipe in bitnet_fp bitnet_b158 bitnet_b1; do
+for recipe in "${recipes[@]}"; do
   untried="${rates[$recipe]}"
   while [[ -n "$untried" ]]; do
     for rate in $untried; do
       pretrain "$recipe" "${sizes[0]}" 0 "$rate" "rates/$recipe-${sizes[0]}-$rate"
     done
-    read -r best untried <<< "$(best_rate "$recipe")"
+    answer="$(best_rate "$recipe")"
+    read -r best untried <<< "$answer"
   done
   echo "peak rate of $recipe at ${sizes[0]}: $best"
   for number in "${!sizes[@]}"; do

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 from bipft_jax.cost.energy import energy
 from bipft_jax.cost.products import products_of
@@ -209,8 +210,12 @@ def figure(points: Mapping[str, Sequence[Point]]) -> Figure:
                 losses = [prediction.law(n) for n in line]
                 panel.plot(line, losses, style, color=color, linewidth=1.2)
     labels = ("weights of the blocks' matrices", f"mJ for {_TOKENS} tokens, arithmetic only")
-    for axes, label in zip((panel, of_energy), labels, strict=True):
+    formats = (EngFormatter(sep=""), StrMethodFormatter("{x:g}"))
+    for axes, label, numbers in zip((panel, of_energy), labels, formats, strict=True):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # by default, labels overlap
+        axes.xaxis.set_major_formatter(numbers)
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(label)
         axes.set_ylabel("held-out loss, nats a token")
         axes.grid(alpha=0.3)

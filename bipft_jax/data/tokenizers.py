@@ -33,7 +33,8 @@ SPECIAL_PIECES = (PAD, UNK, CLS, SEP, MASK)
 # text without spaces between words, whole sentences are "words".
 _MAX_CACHED_CHARACTERS = 2_000_000
 
-_SPACE_SIGN = "\u2581"  # in the pieces of SentencePiece
+SPACE_SIGN = "\u2581"  # in the pieces of SentencePiece
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # its pieces of bytes
 # Spaces at both ends and repeated, line ends, case, a compatibility and a rare character.
 _HARD_TEXT = "  A b\n\n\tC\r\n \ufb01 \U0001f600 "
 
@@ -245,7 +246,8 @@ class SentencePieceTokenizer(Tokenizer):
         except RuntimeError as error:
             raise ValueError(f"{where}: not a SentencePiece model ({error}).") from error
         self._finish_construction(where)
-        self.keeps_text = self.decode(self.encode(_HARD_TEXT)) == _HARD_TEXT
+        has_bytes = all(self._backend.IsByte(self._backend.PieceToId(b)) for b in _BYTES)
+        self.keeps_text = has_bytes and self.decode(self.encode(_HARD_TEXT)) == _HARD_TEXT
         for piece in (PAD, CLS, SEP, MASK):
             if not self._backend.IsControl(self._special[piece]):
                 raise ValueError(
@@ -269,14 +271,14 @@ class SentencePieceTokenizer(Tokenizer):
         encoded = self._backend.EncodeAsIds(list(texts), num_threads=1)
         if self.keeps_text:
             for number, text in enumerate(texts):
-                if _SPACE_SIGN in text:
+                if SPACE_SIGN in text:
                     encoded[number] = self._with_signs(text)
         return encoded
 
     def _with_signs(self, text: str) -> list[int]:
         """The ids of a text with U+2581, by which the library means a space: its bytes instead."""
-        first, *others = self._backend.EncodeAsIds(text.split(_SPACE_SIGN))
-        sign = [self._backend.PieceToId(f"<0x{byte:02X}>") for byte in _SPACE_SIGN.encode()]
+        first, *others = self._backend.EncodeAsIds(text.split(SPACE_SIGN))
+        sign = [self._backend.PieceToId(_BYTES[byte]) for byte in SPACE_SIGN.encode()]
         return first + [token for ids in others for token in [*sign, *ids]]
 
     def _decode_ordinary(self, ids: list[int]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from bipft_jax.data.tokenizers import CLS, SEP, SPECIAL_PIECES
-
-_SPACE = "▁"
+from bipft_jax.data.tokenizers import CLS, SEP, SPACE_SIGN, SPECIAL_PIECES
 
 
 def library_tokenizer(model: bytes) -> tokenizers.Tokenizer:
@@ -19,24 +19,27 @@ def library_tokenizer(model: bytes) -> tokenizers.Tokenizer:
     pieces in a text are special.
 
     Arguments:
-      model: the bytes of a `.model` file, of kind unigram without byte fallback.
+      model: the bytes of a `.model` file of kind unigram, without case or one that keeps the text.
     """
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(model)
     pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    rare = proto.trainer_spec.byte_fallback  # whether rare characters are pieces of bytes
+    prepended = "always" if proto.normalizer_spec.add_dummy_prefix else "never"
     backend = tokenizers.Tokenizer(
-        models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id, byte_fallback=False)
+        models.Unigram(pieces, unk_id=proto.trainer_spec.unk_id, byte_fallback=rare)
     )
-    charsmap = proto.normalizer_spec.precompiled_charsmap
-    backend.normalizer = normalizers.Sequence(
-        [
-            *([normalizers.Precompiled(charsmap)] if charsmap else []),
-            normalizers.Strip(),
-            normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
-        ]
+    backend.normalizer = normalizers.Sequence(list(_normalizers(proto.normalizer_spec)))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(
+        SPACE_SIGN, prepend_scheme=prepended, split=False
     )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always", split=False)
-    backend.decoder = decoders.Metaspace(_SPACE, prepend_scheme="always")
+    backend.decoder = decoders.Metaspace(SPACE_SIGN, prepend_scheme=prepended)
+    if rare:
+        backend.decoder = decoders.Sequence(
+            [decoders.Replace(SPACE_SIGN, " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+    own = [piece.piece for piece in proto.pieces if piece.type == piece.USER_DEFINED]
+    backend.add_tokens([tokenizers.AddedToken(piece, normalized=False) for piece in own])
     backend.add_special_tokens(list(SPECIAL_PIECES))
     backend.post_processor = processors.TemplateProcessing(
         single=f"{CLS} $A {SEP}",
@@ -44,3 +47,11 @@ def library_tokenizer(model: bytes) -> tokenizers.Tokenizer:
         special_tokens=[(piece, backend.token_to_id(piece)) for piece in (CLS, SEP)],
     )
     return backend
+
+
+def _normalizers(spec: sentencepiece_model_pb2.NormalizerSpec) -> Iterator[normalizers.Normalizer]:
+    if spec.precompiled_charsmap:
+        yield normalizers.Precompiled(spec.precompiled_charsmap)
+    if spec.remove_extra_whitespaces:
+        yield normalizers.Strip()
+        yield normalizers.Replace(tokenizers.Regex(" {2,}"), " ")

@@ -101,8 +101,20 @@ def test_the_tokenizer_and_generation_agree(tmp_path):
     model = transformers.BitNetForCausalLM.from_pretrained(tmp_path)
     theirs = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)
     ours = list(texts(source, "a b c", 12, Sampling(), 0, None))[-1]
-    found = theirs[0, 1:].tolist()
-    assert ours == source.tokenizer.decode(found[: found.index(3)] if 3 in found else found)
+    new = theirs[0, 1:].tolist()
+    assert ours == source.tokenizer.decode(new[: new.index(3)] if 3 in new else new)
+
+
+def test_an_export_that_keeps_the_text_has_the_same_ids_in_transformers(tmp_path):
+    paragraphs = Path("README.md").read_text().split("\n\n")
+    tokenizer = train_sentencepiece(paragraphs, 900, keeps_text=True)
+    write_tokenizer(tokenizer, 64, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    plain = [p for p in paragraphs if not any(piece in p for piece in SPECIAL_PIECES)]
+    texts = [*plain, "  A b\n\n C ", "def f(x):\n    return x\n", "é \U0001f600 ﬁ"]
+    ids = theirs(texts, add_special_tokens=False)["input_ids"]
+    assert ids == tokenizer.encode_batch(texts)
+    assert [theirs.decode(i, clean_up_tokenization_spaces=False) for i in ids] == texts
 
 
 def test_a_sentencepiece_export_has_the_same_ids_in_transformers(tmp_path):
@@ -112,13 +124,13 @@ def test_a_sentencepiece_export_has_the_same_ids_in_transformers(tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     plain = [line for line in lines if line.strip() and not any(p in line for p in SPECIAL_PIECES)]
     texts = [*plain, "Été  ① ﬁne\tx ", "日本語", "İstanbul ß"]
-    found = theirs(texts, add_special_tokens=False)["input_ids"]
+    actual = theirs(texts, add_special_tokens=False)["input_ids"]
     expected = tokenizer.encode_batch(texts)
     # Two segmentations of one score are chosen between differently: as many ids of a text.
-    different = [(a, b) for a, b in zip(found, expected, strict=True) if a != b]
+    different = [(a, b) for a, b in zip(actual, expected, strict=True) if a != b]
     assert len(different) < len(texts) / 100
     assert all(len(a) == len(b) for a, b in different)
-    assert theirs.decode(found[0]) == tokenizer.decode(expected[0])
+    assert theirs.decode(actual[0]) == tokenizer.decode(expected[0])
     ids = theirs("[SEP] a [MASK]", add_special_tokens=False)["input_ids"]
     assert ids == [tokenizer.sep_id, *tokenizer.encode("a"), tokenizer.mask_id]
     around = theirs("a", "b")["input_ids"]

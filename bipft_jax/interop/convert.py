@@ -1,7 +1,8 @@
 """Converts Hugging Face directories to workdirs and back.
 
     python -m bipft_jax.interop.convert import DIR --workdir WORKDIR [--recipe RECIPE]
-    python -m bipft_jax.interop.convert export --workdir WORKDIR --output DIR [--step best|latest|N]
+    python -m bipft_jax.interop.convert export --workdir WORKDIR --output DIR
+        [--step best|latest|N] [--dtype float32|bfloat16] [--packed]
 
 The imported workdir has one checkpoint, of step 0, for --config.init_from, --config.teacher,
 fill_mask and generate.

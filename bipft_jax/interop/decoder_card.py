@@ -66,7 +66,12 @@ def _loading(
     yield ""
     yield f'model = {loader}.from_pretrained("DIR")'
     yield f'tokenizer = {tokenizer}.from_pretrained("DIR")'
-    yield "# A text begins after the end of another one."
-    yield 'ids = tokenizer("[SEP] the beginning", add_special_tokens=False, return_tensors="pt")'
+    begins = "[SEP] "
+    if source.run.get("decoder", {}).get("separate_documents"):
+        begins = ""
+    else:
+        yield "# A text begins after the end of another one."
+    text = f'"{begins}the beginning"'
+    yield f'ids = tokenizer({text}, add_special_tokens=False, return_tensors="pt")'
     yield "tokenizer.decode(model.generate(ids.input_ids, max_new_tokens=50)[0])"
     yield "```"

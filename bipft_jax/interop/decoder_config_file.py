@@ -95,11 +95,12 @@ def read_decoder_config(
         for ours, (key, default) in _FRACTIONS.items()
     }
     name, packed = _quantised(described.get(_QUANTIZATION), recipe, path)
+    rope_theta = _rope_theta(described, path)
     try:
         config = DecoderConfig(
             recipe=decoder_recipe_named(name, gate=described.get(*_GATE)),
             tied=described.get(*_TIED),
-            rope_theta=_rope_theta(described, path),
+            rope_theta=rope_theta,
             **sizes,
             **fractions,
         )

@@ -80,7 +80,9 @@ def _read(
             **({"packed": linear_class} if linear_class else {}),
             **({"surplus_rows": surplus, "added_tokens": added} if surplus else {}),
         },
-        sequence_length=length and whole_number(length, SEQUENCE_LENGTH_KEY, path),
+        sequence_length=(
+            None if length is None else whole_number(length, SEQUENCE_LENGTH_KEY, path)
+        ),
     )
     return source, ignored
 

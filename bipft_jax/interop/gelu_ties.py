@@ -23,7 +23,8 @@ def settled_shifts(
     scales: np.ndarray, biases: np.ndarray, shifts: np.ndarray, inputs: int
 ) -> np.ndarray:
     """The shifts of the second feed-forward linear's input, moved by a few units of the last place
-    where that gives the exact signs of gelu(dot * scale + bias) + shift the model's own.
+    where that gives the exact signs of gelu(dot * scale + bias) + shift the model's own (of a
+    channel with several such signs, one).
 
     scales: float64 [layers, channels], of input and weights together. biases, shifts: float32
       [layers, channels]. inputs: of the first feed-forward linear; dots are -inputs to inputs.

@@ -151,6 +151,7 @@ def test_latent_weights_come_back_bit_for_bit(tmp_path, recipe, fields):
     assert_same_bits(again.params, source.params)
     assert (again.architecture, again.sequence_length) == (source.architecture, 64)
     assert (ignored, again.run["decoder"]) == ([], {"separate_documents": True})
+    assert 'tokenizer("the beginning"' in (tmp_path / "README.md").read_text()  # and no [SEP]
     assert transformers_class(again) == "BitNetForCausalLM"
 
 
@@ -310,6 +311,7 @@ def test_a_damaged_weight_is_not_exported(tmp_path):
         ({"eos_token_id": 5}, r"eos_token_id is 5, .* end with \[SEP\], has only None or 3"),
         ({"bos_token_id": 128000}, "bos_token_id is 128000"),
         ({"max_position_embeddings": -1}, "max_position_embeddings is -1"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0"),
         ({"quantization_config": {"bits": 2}}, "without a quant_method"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method is 'gptq'"),
         (

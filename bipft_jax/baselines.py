@@ -3,8 +3,9 @@
     python -m bipft_jax.baselines WORKDIR... [--order 3]
 
 The counting models are the unigram frequencies and n-gram models (`objectives/ngram.py`) of the
-same training tokens. All predict exactly the tokens on which the runs were evaluated, each from the
-tokens before it in its sequence. A run's row is its best evaluation. Bits a byte of text compare
+same training tokens. All predict the tokens on which the runs were evaluated, each from the tokens
+before it in its sequence (all of `evaluation_sequences`, which a run on a mesh rounds down to a
+multiple of its shards). A run's row is its best evaluation. Bits a byte of text compare
 models of different tokenizers.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,14 +38,16 @@ _TOLERANCE = 1e-3  # relative, of a run's mean in float32
 def compared(workdirs: Iterable[str | Path], order: int = 3) -> list[Row]:
     """The rows of finished runs, of the n-gram models from `order` to 2, and of the unigrams.
 
-    Raises: ValueError for a workdir without the result of a decoder's run, runs that were evaluated
-      on different text, or a corpus that is no longer the one of the runs.
+    Raises: ValueError for an order below 2, a workdir without the result of a decoder's run, runs
+      that were evaluated on different text, or a corpus that is no longer the one of the runs.
     """
+    if order < 2:
+        raise ValueError(f"order is {order}: an n-gram model here counts at least 2 tokens")
     results = {Path(workdir): _result(Path(workdir)) for workdir in workdirs}
     (first, of_first), *others = results.items()
-    for key in ("corpus_dir", "evaluation_sequences"):
+    for key, same in (("corpus_dir", os.path.realpath), ("evaluation_sequences", int)):
         for workdir, result in others:
-            if result["config"][key] != of_first["config"][key]:
+            if same(result["config"][key]) != same(of_first["config"][key]):
                 raise ValueError(
                     f"{key} is {result['config'][key]!r} in {workdir} and "
                     f"{of_first['config'][key]!r} in {first}: they were evaluated on different text"

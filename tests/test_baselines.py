@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from bipft_jax.baselines import compared, evaluated, main
+from bipft_jax.data.corpus.causal import CausalExamples
 from bipft_jax.data.corpus.corpus import load_corpus
 from bipft_jax.objectives.causal_lm import unigram_counts
+from bipft_jax.objectives.ngram import NGram
 
 SEQUENCES = 8
 
@@ -47,6 +49,11 @@ def test_the_rows_are_those_of_the_runs_and_of_the_counts(written, home, capsys)
     assert "3-gram, Kneser-Ney" not in rows
     held_out = load_corpus(home / "corpus").splits["validation"]
     per_token = held_out.text_bytes / (held_out.tokens + held_out.documents)
+    train = CausalExamples.from_corpus(load_corpus(home / "corpus"), "train", seed=0).stream()
+    pairs = NGram(train, 2, load_corpus(home / "corpus").tokenizer.vocab_size)
+    windows = evaluated(load_corpus(home / "corpus"), SEQUENCES)
+    nats = -pairs.log_probabilities(windows).mean()
+    assert rows["2-gram, Kneser-Ney"]["bits_per_token"] == pytest.approx(nats / np.log(2))
     for name in ("2-gram, Kneser-Ney", "unigram"):
         bits = rows[name]
         assert bits["bits_per_byte"] == pytest.approx(bits["bits_per_token"] / per_token)
@@ -63,6 +70,11 @@ def test_the_rows_are_those_of_the_runs_and_of_the_counts(written, home, capsys)
 def test_runs_on_other_text_are_refused(written, changes, message):
     with pytest.raises(ValueError, match=message):
         compared([written("a"), written("b", **changes)])
+
+
+def test_an_order_without_context_is_refused(written):
+    with pytest.raises(ValueError, match="order is 1: an n-gram model here counts at least 2"):
+        compared([written("a")], order=1)
 
 
 def test_an_unfinished_run_is_refused(tmp_path):

@@ -43,9 +43,9 @@ class NGram:
           text shorter than n.
         """
         if order < 1 or vocab_size**order >= 2**63:
+            largest = next(n for n in range(62, 0, -1) if vocab_size**n < 2**63)
             raise ValueError(
-                f"order is {order}: with {vocab_size:,} ids it must be from 1 to "
-                f"{int(63 / np.log2(max(vocab_size, 2)))}"
+                f"order is {order}: with {vocab_size:,} ids it must be from 1 to {largest}"
             )
         if len(tokens) < order:
             raise ValueError(f"a text of {len(tokens)} tokens has no {order}-gram")
@@ -66,7 +66,7 @@ class NGram:
         windows = np.asarray(windows, np.int64)
         length = windows.shape[1]
         probabilities = np.full(windows.shape, 1 / self.vocab_size)
-        for before, level in enumerate(self._orders):
+        for before, level in enumerate(self._orders[:length]):
             keys = np.zeros((len(windows), length - before), np.int64)
             for place in range(before + 1):
                 keys = keys * self.vocab_size + windows[:, place : length - before + place]

@@ -9,7 +9,7 @@
 # held-out bits a byte beside those of n-gram models and of the unigrams, and a sample of text.
 # Variables of the environment:
 #
-#   UPDATES=4000    of 4 sequences of 128 tokens; another number needs another RUNS
+#   UPDATES=4000    of 4 sequences of 128 tokens, at least 20; another number needs another RUNS
 #
 # Measured on 2 cores of an AMD EPYC (Zen 5: AVX512-BF16 and VNNI, no AMX), Python 3.11, jax 0.10.2,
 # while other programs used them: 3.9 minutes of CPU time for bitnet_b158, 4.0 for bitnet_fp, half a
@@ -22,6 +22,10 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
 fi
 cd "$(dirname "$0")/.."
 runs="${1:-runs/bitnet_tiny}" updates="${UPDATES:-4000}"
+if [[ ! "$updates" =~ ^[0-9]+$ || "$updates" -lt 20 ]]; then
+  echo "error: UPDATES is $updates: give a number of at least 20" >&2
+  exit 1
+fi
 source launch/environment.sh
 prepare_environment ""
 python=.venv/bin/python

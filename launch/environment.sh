@@ -1,5 +1,5 @@
 # Makes a virtual environment in .venv with this checkout and its runtime (bipft_jax/runtime)
-# installed. Sourced by quickstart.sh, test.sh and mini_on_glue.sh.
+# installed. Sourced by the scripts of launch/ that train or test.
 #
 #   prepare_environment EXTRAS     EXTRAS: "", "[test]" or "[test,peers]", as pip takes them
 #

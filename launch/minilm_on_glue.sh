@@ -13,9 +13,11 @@
 # takes, with its 1-bit weights alone as bits.safetensors. Variables of the environment:
 #
 #   UNTIL=pretrained           ends before finetuning
+#   DATA_WORKERS=0             processes that make pretraining examples; 6 keep up with one GPU
 #   TASKS="cola sst2 mrpc stsb rte qnli"   in this order
 #   PARALLEL=1                 finetunings at once; 6 share one GPU with 16 CPU cores well
-#   UPDATES=6104               of pretraining in binary: 128 sequences of 128 tokens each
+#   UPDATES=6104               of pretraining in binary: 128 sequences of 128 tokens each; above 300.
+#                              Another number needs another RUNS
 #   DTYPE=bfloat16             of activations; float32 on most CPUs
 #
 # MiniLM has no head for masked words, so it first learns that objective in full precision (39 M
@@ -31,8 +33,9 @@ fi
 root="$(realpath "$(dirname "$0")/..")"
 here() { realpath -m -s --relative-to="$root" "$1"; }
 text="$(here "$1")" glue="$(here "$2")" minilm="$(here "$3")"
+runs="$(here "${4:-$root/runs/minilm_on_glue}")"
 cd "$root"
-runs="${4:-runs/minilm_on_glue}" dtype="${DTYPE:-bfloat16}" updates="${UPDATES:-6104}"
+dtype="${DTYPE:-bfloat16}" updates="${UPDATES:-6104}" parallel="${PARALLEL:-1}" until="${UNTIL:-}"
 read -ra tasks <<< "${TASKS:-cola sst2 mrpc stsb rte qnli}"
 
 require() {  # FILE WHAT
@@ -41,6 +44,18 @@ require() {  # FILE WHAT
     exit 1
   fi
 }
+if [[ ! "$updates" =~ ^[0-9]+$ || "$updates" -le 300 ]]; then
+  echo "error: UPDATES is $updates: give a number above 300" >&2
+  exit 1
+fi
+if [[ ! "$parallel" =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: PARALLEL is $parallel: give a number of finetunings, at least 1" >&2
+  exit 1
+fi
+if [[ -n "$until" && "$until" != pretrained ]]; then
+  echo "error: UNTIL is $until: leave it empty or give pretrained" >&2
+  exit 1
+fi
 for split in train validation; do
   if ! compgen -G "$text/*-$split-*.jsonl.xz" > /dev/null; then
     echo "error: $text has no *-$split-*.jsonl.xz: TEXT is the directory of the pretraining text" >&2
@@ -70,7 +85,8 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(realpath -m "$r
 $python -m bipft_jax.data.corpus --output "$runs/corpus" \
   --input "$text/*-train-*.jsonl.xz" --validation_input "$text/*-validation-*.jsonl.xz" \
   --tokenizer "$minilm/vocab.txt" --sequence_length 128
-if [[ ! -e "$runs/minilm" ]]; then
+if [[ ! -e "$runs/minilm/config.json" ]]; then
+  rm -rf "$runs/minilm"  # of an import that was stopped
   $python -m bipft_jax.interop.convert import "$minilm" --workdir "$runs/minilm"
 fi
 
@@ -102,7 +118,7 @@ public domain.
 ## Limits
 
 An encoder to finetune; it answers nothing by itself, and its word guesses are worse than those of
-full-precision models. English, uncased. Its text is old: novels of 1840 to 1920, Wikipedia of 2019.
+full-precision models. English, uncased.
 
 `bits.safetensors` is the encoder alone as 1-bit weights, for texts of up to 128 tokens:
 `bipft_runtime.Model("bits.safetensors").encode(["a text"])`.
@@ -110,7 +126,7 @@ CARD
   $python -m bipft_jax.interop.pack --workdir "$runs/bipft_b" --max_length 128 \
     --output "$runs/model/bits.safetensors"
 fi
-if [[ "${UNTIL:-}" == pretrained ]]; then exit; fi
+if [[ -n "$until" ]]; then exit; fi
 
 declare -A lengths=([cola]=64 [sst2]=64 [stsb]=64)
 finetune() {  # MODEL RECIPE START RATE TASK
@@ -127,10 +143,11 @@ finetune() {  # MODEL RECIPE START RATE TASK
     return 1
   fi
 }
+trap 'kill $(jobs -p) 2> /dev/null; wait; exit 143' TERM  # finetunings save and end
 running=0 failed=false
 for task in "${tasks[@]}"; do
-  for model in "fp fp minilm 1e-4" "bipft_b-from-fp bipft_b minilm 5e-4" "bipft_b bipft_b bipft_b 3e-4"; do
-    if ((running == ${PARALLEL:-1})); then
+  for model in "fp fp minilm 1e-4" "bipft_b-from-minilm bipft_b minilm 5e-4" "bipft_b bipft_b bipft_b 3e-4"; do
+    if ((running == parallel)); then
       wait -n || failed=true
       running=$((running - 1))
     fi

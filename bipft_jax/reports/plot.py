@@ -29,7 +29,7 @@ Records = list[dict[str, Any]]
 _PANELS = (
     Panel("loss", "loss", "validation/loss", None),
     *(panel for objective in OBJECTIVES.values() for panel in objective.panels),
-    Panel("binary weights that flipped", "flip_ratio", None, None),
+    Panel("weights whose code changed", "flip_ratio", None, None),
     Panel("ternary weights that are 0", "zero_ratio", None, None),
     Panel("keys attended to by a token", None, "validation/attended_keys", None),
 )

@@ -83,7 +83,7 @@ def test_an_update_quantises_each_kernel_once(accumulation):
     state = jax.eval_shape(lambda p: new_state(p, optax.identity()), params)
     step = gradients(CAUSAL_LM, model, accumulation=accumulation)
     traced = jax.make_jaxpr(lambda state, batch: step(state, None, 0, batch, True))(state, batch)
-    found = list(rounded_kernels(traced.jaxpr))
+    rounded = list(rounded_kernels(traced.jaxpr))
     of_one, of_all = HIDDEN * INNER, LAYERS * HIDDEN * INNER
     # Gate, input and output of the feed-forward layer.
-    assert found == ([((LAYERS,), of_one)] * 3 if accumulation == 1 else [((), of_all)] * 3)
+    assert rounded == ([((LAYERS,), of_one)] * 3 if accumulation == 1 else [((), of_all)] * 3)

@@ -37,7 +37,7 @@ def test_runs_are_drawn_over_each_other():
     assert lines(drawing) == {
         "loss": [[(10, 7.0), (20, 6.0)], [(10, 7.5)], [(5, 0.7)]],
         "MLM accuracy": [[(10, 0.1), (20, 0.2)], [(20, 0.05)]],
-        "binary weights that flipped": [[(10, 0.1), (20, 0.2)]],
+        "weights whose code changed": [[(10, 0.1), (20, 0.2)]],
         "ternary weights that are 0": [[(10, 0.3)]],
         "dev accuracy": [[(5, 0.5)]],
         "attention/probs_scale, a line a layer": [[(10, 0.5), (20, 0.25)], [(20, 0.75)]],

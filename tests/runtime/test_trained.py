@@ -32,10 +32,3 @@ def test_answers_are_those_of_the_jax_model(name, monkeypatch):
     assert [answer.label for answer in answers] == labels
     ours = np.array([list(answer.probabilities.values()) for answer in answers])
     np.testing.assert_allclose(ours, probabilities, rtol=0, atol=1e-4)
-
-
-def test_the_model_has_learned_something():
-    _, labels, probabilities = expected()
-    assert PATH.stat().st_size < 300_000 and len(labels) == 100
-    assert set(labels) == {"python", "numpy", "scipy", "sklearn", "matplotlib", "jax"}
-    assert 0.4 < probabilities.max(axis=1).mean() < 0.95

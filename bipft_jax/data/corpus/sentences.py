@@ -78,7 +78,7 @@ def split_document(text: str) -> list[str]:
 
 def cut_document(text: str) -> list[str]:
     """The sentences of `split_document`, each with the white space before it and the last with that
-    after it: joined, they give the text."""
+    after it: joined, they give the text. White space alone has no sentence."""
     pieces, end = [], 0
     for sentence in split_document(text):
         start, end = end, text.index(sentence, end) + len(sentence)

@@ -98,10 +98,10 @@ def write_directory(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_tokenizer(source.tokenizer, written.longest, directory)
-    # transformers rejects a file without the framework of its layout.
-    safetensors.numpy.save_file(
-        dict(written.state), directory / SAFETENSORS_NAME, metadata={"format": "pt"}
-    )
+    # transformers rejects a file without the framework of its layout. Not `save_file`, whose files
+    # only their owner may read.
+    weights = safetensors.numpy.save(dict(written.state), metadata={"format": "pt"})
+    (directory / SAFETENSORS_NAME).write_bytes(weights)
     write_object(directory / CONFIG_NAME, written.described)
     card = model_card(source, family.card(source, family.loader(source), storage))
     (directory / CARD_NAME).write_text(card, encoding="utf-8")

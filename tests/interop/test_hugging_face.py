@@ -50,6 +50,11 @@ def test_what_is_written_comes_back_with_the_same_bits(tmp_path, recipe, classes
     assert (found.missing, ignored) == ((), [])
 
 
+def test_all_files_may_be_read_by_the_same(tmp_path):
+    write_directory(model("bipft_a"), tmp_path / "out")
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
+
+
 def test_a_sentencepiece_model_goes_along(tmp_path):
     tokenizer = train_sentencepiece(["the cat sat on a mat", "the dogs ran to a man"], 22)
     write_directory(model("bipft_a", tokenizer=tokenizer), tmp_path / "out")

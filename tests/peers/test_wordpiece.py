@@ -6,6 +6,7 @@ import lzma
 import os
 from pathlib import Path
 
+import pytest
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
 from bipft_jax.data.tokenizers import WordPieceTokenizer
@@ -19,6 +20,7 @@ def lines_of(path):
             yield from json.loads(document)["text"].split("\n")
 
 
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs text and BERT's vocabulary in BIPFT_DATA")
 def test_ids_agree_on_ten_thousand_lines():
     vocabulary = DATA / "bert-base-uncased-vocab.txt"
     ours = WordPieceTokenizer.from_file(vocabulary)

@@ -132,7 +132,8 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
             state = loop.run(run.learner, course, checkpointer, state, teacher_params)
             if is_first():
                 seed = of_seed(config.seed, config.num_updates, checkpointer)
-                result = of_pretraining(config, from_corpus, seed)
+                tokens = config.num_updates * config.batch_size * run.examples.sequence_length
+                result = of_pretraining(config, from_corpus, seed, tokens)
                 write_json(os.path.join(workdir, RESULT_NAME), result)
             say(f"pretrained {config.num_updates} updates: {workdir}")
             return state
@@ -307,6 +308,7 @@ def course_of(run: Run, workdir: str) -> Course:
     """The arguments of the loop."""
     config, learner = run.config, run.learner
     size, length, last = config.batch_size, run.examples.sequence_length, config.num_updates
+    tokens = size * length
     model_config = learner.model.config
     heads = run.from_corpus.head_products(model_config, run.from_corpus.example(length, config))
     description = checkpoint_description(
@@ -322,7 +324,7 @@ def course_of(run: Run, workdir: str) -> Course:
         batches=functools.partial(batches, run),
         rates={
             "sequences_per_second": size,
-            "tokens_per_second": size * length,
+            "tokens_per_second": tokens,
             "model_flops_per_second": update_flops(model_config, size, length, heads),
         },
         checkpoint_items={"config": description, "tokenizer": run.corpus.tokenizer.to_dict()},
@@ -332,4 +334,5 @@ def course_of(run: Run, workdir: str) -> Course:
             f"examples {update * size} to {(update + 1) * size - 1} of the data"
         ),
         after_divergence=_AFTER_DIVERGENCE,
+        tokens=tokens,
     )

@@ -63,7 +63,8 @@ def runs_in(directories: Iterable[str | Path]) -> dict[str, Records]:
 
 
 def figure(runs: Mapping[str, Records]) -> Figure:
-    """One panel for each quantity that any run has logged, over updates.
+    """One panel for each quantity that any run has logged, over tokens if all runs log them
+    (pretraining does), else over updates.
 
     runs: log points by name, as `runs_in` and `read_metrics` return them.
 
@@ -73,6 +74,7 @@ def figure(runs: Mapping[str, Records]) -> Figure:
     panels = [panel for panel in _PANELS if any(key in keys for key in panel[1:])]
     panels += [(key.replace(_DEV, "dev "), None, key, None) for key in keys if _DEV in key]
     sites = sorted({_site(key) for key in keys if key.startswith(_SCALES)})
+    over = "tokens" if all("tokens" in point for log in runs.values() for point in log) else "step"
     count = len(panels) + len(sites)
     if not count:
         raise ValueError(f"nothing has been logged yet by {', '.join(runs)}")
@@ -85,18 +87,18 @@ def figure(runs: Mapping[str, Records]) -> Figure:
         color = colors[index % len(colors)]
         for panel, (title, training, evaluations, baseline) in zip(axes, panels, strict=False):
             panel.set_title(title, fontsize=10)
-            _line(panel, log, training, color=color, linewidth=0.8, alpha=0.6)
-            _line(panel, log, evaluations, color=color, marker=".", linewidth=1.4)
-            _line(panel, log, baseline, color=color, linestyle="--", linewidth=0.8)
+            _line(panel, log, over, training, color=color, linewidth=0.8, alpha=0.6)
+            _line(panel, log, over, evaluations, color=color, marker=".", linewidth=1.4)
+            _line(panel, log, over, baseline, color=color, linestyle="--", linewidth=0.8)
         for panel, site in zip(axes[len(panels) :], sites, strict=True):
             panel.set_title(f"{site}, a line a layer", fontsize=10)
             layers = [key for key in keys if key.startswith(_SCALES) and _site(key) == site]
             for number, key in enumerate(layers):  # later layers are more opaque
                 alpha = 0.3 + 0.7 * (number + 1) / len(layers)
-                _line(panel, log, key, color=color, alpha=alpha, linewidth=1.0)
+                _line(panel, log, over, key, color=color, alpha=alpha, linewidth=1.0)
         axes[0].plot([], [], color=color, label=name)
     for panel in axes:
-        panel.set_xlabel("update", fontsize=8)
+        panel.set_xlabel("tokens" if over == "tokens" else "update", fontsize=8)
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
     drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
@@ -109,8 +111,8 @@ def _site(key: str) -> str:
     return "/".join(parts[:-1] if parts[-1].isdigit() else parts)
 
 
-def _line(panel: Axes, log: Records, key: str | None, **style: Any) -> None:
-    points = [(point["step"], point[key]) for point in log if point.get(key) is not None]
+def _line(panel: Axes, log: Records, over: str, key: str | None, **style: Any) -> None:
+    points = [(point[over], point[key]) for point in log if point.get(key) is not None]
     if points:
         panel.plot(*zip(*points, strict=True), **style)
 

@@ -83,15 +83,16 @@ def of_seed(seed: int, updates: int, checkpointer: Checkpointer) -> dict[str, An
 
 
 def of_pretraining(
-    config: ml_collections.ConfigDict, objective: FromCorpus, seed: dict[str, Any]
+    config: ml_collections.ConfigDict, objective: FromCorpus, seed: dict[str, Any], tokens: int
 ) -> dict[str, Any]:
     """The result of a pretraining run, in the form of a finetuning run with one seed.
 
-    seed: the result of `of_seed`.
+    seed: the result of `of_seed`. tokens: seen in training, with repetitions.
     """
     return {
         "recipe": config.recipe,
         "size": config.size,
+        "tokens": tokens,
         "selection_metric": objective.best_metric,
         "higher_is_better": objective.higher_is_better,
         "seeds": [seed],

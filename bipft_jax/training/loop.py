@@ -56,6 +56,7 @@ class Course:
     dropout: index of an update, from 0 -> whether the student uses dropout.
     describe_batch: index of an update, from 0 -> text that describes its batch in an error message.
     after_divergence: advice for a run whose updates are not finite.
+    tokens: of an update, if every update has as many.
     """
 
     config: ml_collections.ConfigDict
@@ -72,6 +73,7 @@ class Course:
     describe_batch: Callable[[int], str]
     after_divergence: str
     dropout: Callable[[int], bool] = lambda update: True
+    tokens: int | None = None
 
 
 def run(
@@ -106,6 +108,7 @@ def run(
             name=course.label,
             start_step=start,
             total_steps=last,
+            tokens_per_step=course.tokens,
             shown=learner.objective.shown,
         ) as telemetry,
         profiling(config.profile_steps, os.path.join(course.directory, "profile")) as profile,

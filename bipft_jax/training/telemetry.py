@@ -37,6 +37,7 @@ class Telemetry:
         name: str,
         start_step: int = 0,
         total_steps: int | None = None,
+        tokens_per_step: int | None = None,
         shown: Sequence[Shown] = (),
     ):
         """Opens the files, and drops what an earlier, killed process logged after `start_step`.
@@ -46,6 +47,7 @@ class Telemetry:
           name: of the program ("pretrain", "finetune"); the progress line begins with it.
           start_step: step of the restored state; 0 for a new run, which drops every line.
           total_steps: the last step, for the progress line.
+          tokens_per_step: if given, every log point has `tokens`, the number seen in all.
           shown: as for `progress_line`.
 
         Raises:
@@ -53,6 +55,7 @@ class Telemetry:
             point; or `workdir` is gs:// or the like.
         """
         self._name, self._total_steps, self._shown = name, total_steps, shown
+        self._tokens_per_step = tokens_per_step
         self._file = self._board = None
         if jax.process_index() != 0:
             return
@@ -98,6 +101,8 @@ class Telemetry:
         values = {name: _number(name, value) for name, value in fetched.items()}
         prefix = f"{split}/" if split else ""
         record: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
+        if self._tokens_per_step is not None:
+            record["tokens"] = int(step) * self._tokens_per_step
         for name, value in values.items():
             finite = math.isfinite(value)
             record[prefix + name] = value if finite else None

@@ -48,6 +48,16 @@ def test_runs_are_drawn_over_each_other():
     assert [text.get_text() for text in drawing.legends[0].get_texts()] == ["a", "b"]
 
 
+def test_runs_that_all_log_tokens_are_drawn_over_them():
+    small, large = ([{"step": 10, "tokens": 10 * n, "loss": 7.0}] for n in (64, 512))
+    drawing = plot.figure({"small": small, "large": large})
+    assert lines(drawing)["loss"] == [[(640, 7.0)], [(5120, 7.0)]]
+    assert drawing.axes[0].get_xlabel() == "tokens"
+    drawing = plot.figure({"small": small, "finetuning": FINETUNING})
+    assert lines(drawing)["loss"] == [[(10, 7.0)], [(5, 0.7)]]
+    assert drawing.axes[0].get_xlabel() == "update"
+
+
 def test_a_finetuning_run_stands_for_its_seeds_and_the_command_writes_a_picture(tmp_path, capsys):
     written(tmp_path / "sst2" / "seed_0", FINETUNING)
     written(tmp_path / "sst2" / "seed_1", FINETUNING)

@@ -38,6 +38,7 @@ from bipft_jax.checkpoints.workdir import (
 from bipft_jax.config_keys import check_keys
 from bipft_jax.data.corpus.corpus import Corpus, load_corpus
 from bipft_jax.data.corpus.pretraining import pretraining_batches
+from bipft_jax.heap import keep_freed_memory
 from bipft_jax.models.parameters import Params
 from bipft_jax.objectives.objective import Batch, Examples, FromCorpus
 from bipft_jax.objectives.table import objective_named
@@ -97,6 +98,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
       job uses; FloatingPointError once losses or gradients stay non-finite; SystemExit (0) after
       SIGTERM, once the state is saved.
     """
+    keep_freed_memory()
     check_keys(config, "pretrain")
     workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())

@@ -8,7 +8,7 @@ import bipft_jax
 ROOT = Path(bipft_jax.__file__).parent
 # From the ground up: a module imports from its own room and from those before it.
 LAYERS = (
-    ("errors", "paths", "json_text", "command_line", "processes", "points"),
+    ("errors", "paths", "json_text", "command_line", "processes", "points", "heap"),
     ("quantization",),
     ("models",),
     ("data",),

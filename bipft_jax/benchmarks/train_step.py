@@ -28,6 +28,7 @@ from bipft_jax.benchmarks.workload import (
     family_of,
     workload_of,
 )
+from bipft_jax.heap import keep_freed_memory
 from bipft_jax.models.recipes import SIZES
 from bipft_jax.paths import require_local
 from bipft_jax.quantization.arithmetic import BACKWARD_MODES
@@ -254,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parse_arguments(arguments)
     try:
         require_local(vars(parsed))
+        keep_freed_memory()  # as runs do
         rows = measure(variants_of(parsed), parsed.batch * parsed.length, parsed.repeats)
         if parsed.json is not None:
             parsed.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

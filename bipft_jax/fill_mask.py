@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m bipft_jax.fill_mask", description=__doc__.splitlines()[0]
     )
     parser.add_argument("text", help=f'a sentence with {MASK}, such as "The capital is {MASK}."')
-    parser.add_argument("--workdir", required=True, help="of a pretraining run")
+    parser.add_argument("--workdir", required=True, help="of a pretraining run: DIR, or DIR@UPDATE")
     parser.add_argument("--top", type=int, default=5, help="words to show (default 5)")
     arguments = parser.parse_args(argv)
     try:

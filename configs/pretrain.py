@@ -71,7 +71,9 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     config.data_workers = 0  # processes that make examples; 0: threads of this one
 
     # Start
-    config.init_from = ""  # workdir whose best checkpoint to start from, such as an fp model
+    # Workdir whose best checkpoint to start from, such as an fp model; WORKDIR@UPDATE: that of an
+    # update (also in `teacher`)
+    config.init_from = ""
     config.unigram_bias = True  # from scratch: MLM bias starts at log word frequency, not at 0
     config.teacher = ""  # workdir of a full-precision model of the same size to distil from
     config.teacher_dropout = True  # the reference's teacher runs with its dropout active
@@ -109,7 +111,9 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     # Held-out sequences per evaluation, at most 32 per data x fsdp shard at a time; the same on
     # every mesh, except for the remainder of an even split over the shards; 0: all
     config.evaluation_sequences = 1_024
-    config.keep_every = 0  # updates; keep each such checkpoint besides best and latest; 0: none
+    # Updates, a multiple of evaluate_every; keep each such checkpoint besides best and latest, to
+    # start from as WORKDIR@UPDATE; 0: none
+    config.keep_every = 0
     config.profile_steps = ""  # "10:15" writes WORKDIR/profile, a trace of updates 11 to 15
     if recipe.startswith("bitnet"):
         config.update(_of_decoder(quantised=recipe != "bitnet_fp"))

@@ -308,6 +308,18 @@ def test_texts_longer_than_the_model_can_hold_are_refused_before_it_begins(home,
     assert not (tmp_path / "run").exists()
 
 
+def trained_on(workdir):
+    """Adds a checkpoint of step 2, which is better than that of step 1."""
+    source = load_source(workdir)
+    items = {"config": checkpoint_description(source.config(), source.objective, {})}
+    items |= {"tokenizer": source.tokenizer.to_dict(), "metrics": {"accuracy": 0.9}}
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf) + 1, source.params)
+    with Checkpointer(
+        workdir, keep_every=1, best_metric="accuracy", best_mode="max"
+    ) as checkpointer:
+        checkpointer.save(2, TrainState(jnp.int32(2), params, (), jnp.int32(0)), **items)
+
+
 def test_a_run_goes_on_with_what_it_was_begun_with_or_not_at_all(
     home, tmp_path, monkeypatch, capsys
 ):
@@ -324,13 +336,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with_or_not_at_all(
         (workdir / "result.json").unlink()
 
     stop_before_second_seed()
-    source = load_source(tmp_path / "pretrained")
-    begun = {"config": checkpoint_description(source.config(), source.objective, {})}
-    begun |= {"tokenizer": source.tokenizer.to_dict(), "metrics": {"accuracy": 0.9}}
-    how = dict(keep_every=1, best_metric="accuracy", best_mode="max")
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf) + 1, source.params)
-    with Checkpointer(tmp_path / "pretrained", **how) as checkpointer:
-        checkpointer.save(2, TrainState(jnp.int32(2), params, (), jnp.int32(0)), **begun)
+    trained_on(tmp_path / "pretrained")
     capsys.readouterr()
     finetune.train(config, str(workdir))
     assert f"starting from {tmp_path / 'pretrained'}, step 1, " in capsys.readouterr().out
@@ -346,6 +352,30 @@ def test_a_run_goes_on_with_what_it_was_begun_with_or_not_at_all(
     shutil.rmtree(tmp_path / "pretrained" / "checkpoints" / "1")
     with pytest.raises(ValueError, match="begun with step 1 of init_from .* there are 2"):
         finetune.train(config, str(workdir))
+
+
+def test_a_run_starts_from_the_checkpoint_of_an_update(home, tmp_path):
+    shutil.copytree(home / "glue", tmp_path / "glue")
+    shutil.copytree(home / "pretrained", tmp_path / "pretrained")
+    shutil.copytree(home / "pretrained", tmp_path / "pretrained@2")  # a workdir, of step 1 only
+    pretrained = tmp_path / "pretrained"
+    trained_on(pretrained)
+    sources = {end: load_source(f"{pretrained}{end}") for end in ("", "@1", "@2")}
+    assert {end: source.step for end, source in sources.items()} == {"": 2, "@1": 1, "@2": 1}
+    assert sources["@2"].workdir == f"{pretrained}@2"
+    assert sources["@1"].workdir == str(pretrained)
+    with pytest.raises(ValueError, match="pretrained/checkpoints has no .* step 7; there are 1, 2"):
+        load_source(f"{pretrained}@7")
+    with pytest.raises(ValueError, match="checkpoint of update 1, not of step best: give .*ed$"):
+        load_source(f"{pretrained}@1", "best")
+
+    config = finetuning(tmp_path, "bipft_b,sst2", "pretrained@1")
+    inputs = finetune.make_run(config, {}).inputs
+    assert inputs["init_from"] == sources["@1"].identity != sources[""].identity
+    assert finetune.make_run(config, inputs).source.step == 1
+    shutil.rmtree(pretrained / "checkpoints" / "1")
+    with pytest.raises(ValueError, match="begun with step 1 of init_from .*@1: .* there are 2"):
+        finetune.make_run(config, inputs)
 
 
 @pytest.mark.parametrize(

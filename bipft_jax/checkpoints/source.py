@@ -4,6 +4,7 @@ refused."""
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from bipft_jax.checkpoints.manager import CheckpointError, restore_params
-from bipft_jax.checkpoints.workdir import Inputs
+from bipft_jax.checkpoints.workdir import Inputs, checkpoint_named
 from bipft_jax.data.tokenizers import Tokenizer, tokenizer_from_dict
 from bipft_jax.models.architectures import architecture, config_of, dimensions, is_decoder
 from bipft_jax.models.decoder_recipes import DecoderConfig
@@ -89,16 +90,26 @@ def checkpoint_description(
     }
 
 
-def load_source(workdir: str, step: int | str = "best") -> Source:
+def load_source(name: str | os.PathLike[str], step: int | str | None = None) -> Source:
     """Loads a run's parameters, architecture and tokenizer.
 
-    step: a number, "best" (by the run's own metric; the latest if none was evaluated) or "latest".
+    Arguments:
+      name: WORKDIR, or WORKDIR@UPDATE for one of its checkpoints (`checkpoint_named`).
+      step: a number, "best" (by the run's own metric; the latest if none was evaluated) or
+        "latest". None: that of the name, else the best.
 
-    Raises: CheckpointError (a ValueError) if the checkpoint does not exist.
+    Raises: CheckpointError (a ValueError) if the checkpoint does not exist, or if name and step
+      differ.
     """
-    checkpoint = restore_params(workdir, step)
+    workdir, update = checkpoint_named(name)
+    if update is not None and step not in (None, update):
+        raise CheckpointError(
+            f"{name} is a checkpoint of update {update}, not of step {step}: give {workdir}"
+        )
+    step = update if step is None else step
+    checkpoint = restore_params(workdir, "best" if step is None else step)
     return Source(
-        workdir=str(workdir),
+        workdir=workdir,
         step=checkpoint.step,
         params=checkpoint.params,
         architecture=checkpoint.config["model"],
@@ -112,9 +123,9 @@ def load_source(workdir: str, step: int | str = "best") -> Source:
     )
 
 
-def load_input(directory: str, key: str, begun: Inputs) -> Source:
-    """The best checkpoint in the directory of the config key `key`. A resumed run gets the step
-    that it began with, even if another is the best by now.
+def load_input(name: str, key: str, begun: Inputs) -> Source:
+    """The checkpoint that the config key `key` names: WORKDIR@UPDATE, or WORKDIR for its best. A
+    resumed run gets the step that it began with, even if another is the best by now.
 
     Arguments:
       begun: `recorded_inputs` of the run that reads it.
@@ -122,13 +133,13 @@ def load_input(directory: str, key: str, begun: Inputs) -> Source:
     Raises: CheckpointError (a ValueError) if the checkpoint does not exist or was deleted.
     """
     if key not in begun:
-        return load_source(directory)
+        return load_source(name)
     step = begun[key]["step"]
     try:
-        return load_source(directory, step)
+        return load_source(name, step)
     except CheckpointError as error:
         raise CheckpointError(
-            f"the run was begun with step {step} of {key} {directory}: {error}"
+            f"the run was begun with step {step} of {key} {name}: {error}"
         ) from error
 
 

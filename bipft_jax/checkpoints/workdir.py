@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -64,6 +65,21 @@ def absolute(workdir: str | os.PathLike[str]) -> Path:
             "give the whole path"
         )
     return Path(os.path.abspath(expanded))
+
+
+def checkpoint_named(name: str | os.PathLike[str]) -> tuple[str, int | None]:
+    """Splits WORKDIR@UPDATE, which names one checkpoint of a run, as in `runs/bipft_b@1500`.
+
+    Returns: the workdir as it was written, and the update; None for a WORKDIR alone. What exists
+      under the whole name is a workdir, whatever its name holds.
+
+    Raises: as `absolute`.
+    """
+    name = os.fspath(name)
+    workdir, _, update = name.rpartition("@")
+    if workdir and re.fullmatch("[0-9]+", update) and not absolute(name).exists():
+        return workdir, int(update)
+    return name, None
 
 
 def write_atomically(path: Path, text: str) -> None:

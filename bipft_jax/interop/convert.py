@@ -155,7 +155,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     from_workdir.add_argument("--output", required=True, metavar="DIR", help="new or empty")
     from_workdir.add_argument(
-        "--step", type=_step, default="best", metavar="best|latest|N", help="default: best"
+        "--step", type=_step, metavar="best|latest|N", help="default: best"
     )
     from_workdir.add_argument(
         "--dtype",

@@ -244,7 +244,9 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("text", help="the beginning of a text")
-    parser.add_argument("--workdir", required=True, help="of a decoder's pretraining: DIR, or DIR@UPDATE")
+    parser.add_argument(
+        "--workdir", required=True, help="of a decoder's pretraining: DIR, or DIR@UPDATE"
+    )
     parser.add_argument(
         "--max_tokens", type=int, help=f"{NEW_TOKENS}, if the context has room for them"
     )

@@ -33,6 +33,7 @@ import ast
 import contextlib
 import fcntl
 import importlib.util
+import inspect
 import os
 import shlex
 import signal
@@ -175,17 +176,18 @@ def literal_or_word(text: str):
 
 
 def points_of_config_file() -> list[dict]:
-    """What get_hyper() of the config file returns.
+    """What get_hyper() of the config file returns. One that takes an argument gets ARGUMENT.
 
     Raises: ValueError if it has none.
     """
-    path = config_argument().partition(":")[0]
+    path, _, argument = config_argument().partition(":")
     spec = importlib.util.spec_from_file_location("swept_config", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "get_hyper"):
         raise ValueError(f"{path} has no get_hyper(): give points with --values KEY=VALUE,VALUE")
-    return module.get_hyper()
+    takes_argument = inspect.signature(module.get_hyper).parameters
+    return module.get_hyper(argument) if argument and takes_argument else module.get_hyper()
 
 
 def config_argument() -> str:

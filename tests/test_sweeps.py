@@ -17,6 +17,7 @@ import pytest
 from bipft_jax import sweeps
 from bipft_jax.points import named, point_name, product, zipped
 from bipft_jax.reports import sweep
+from configs import robustness
 
 ROOT = Path(__file__).parents[1]
 
@@ -194,6 +195,69 @@ def test_a_narrow_range_is_linear_and_seeds_alone_have_one_panel(tmp_path):
     assert list(lines(panel).values()) == [([(0, 1.0)], [pytest.approx(0.5**0.5)])]
     assert [text.get_text() for text in panel.get_xticklabels()] == ["all"]
     assert panel.get_legend() is None
+
+
+def scored(points, workdir, score):
+    """Finishes every point with the seed 0 and score(point)."""
+    for name, point in named(points).items():
+        (workdir / name).mkdir(parents=True)
+        write_result(workdir / name, {0: score(point)})
+    return sweep.figure(points, workdir).axes
+
+
+def test_checkpoints_of_one_run_have_an_axis_of_updates(tmp_path):
+    run = str(tmp_path / "b")
+    points = product(init_from=(f"{run}@500", f"{run}@1500", f"{run}@1000"))
+    (panel,) = scored(
+        points, tmp_path / "one", lambda point: int(point["init_from"][-4:-2].strip("@"))
+    )
+    assert panel.get_xlabel() == f"init_from: updates of {run}"
+    assert list(lines(panel).values()) == [([(500, 5), (1000, 10), (1500, 15)], [None] * 3)]
+
+    points.append({"init_from": run})  # the best: of no known update
+    (panel,) = scored(points, tmp_path / "two", lambda point: 1)
+    assert panel.get_xlabel() == "init_from"
+    texts = [text.get_text() for text in panel.get_xticklabels()]
+    assert texts == [point["init_from"] for point in points]
+
+
+ROBUSTNESS = f"{ROOT / 'configs' / 'robustness.py'}:bipft_a,rte,fp,b@90,t/seed_0,1e-3"
+
+
+def test_points_around_one_setting_have_a_line_for_each_start_and_teacher(tmp_path):
+    """As in the points of configs/robustness.py: neither the other batch sizes at the middle rate
+    nor starts and teachers get lines or panels of their own."""
+    points = robustness.get_hyper(ROBUSTNESS.partition(":")[2])
+
+    def score(point):
+        return (point["init_from"] == "fp") + 2 * ("teacher" in point) + point["learning_rate"]
+
+    rates, sizes = scored(points, tmp_path, score)
+    assert rates.get_xlabel() == "learning_rate, at batch_size=32"
+    assert sizes.get_xlabel() == "batch_size, at learning_rate=0.001"
+    swept = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)
+    starts = {
+        "init_from=fp": 1,
+        "init_from=fp, distillation=bit": 3,
+        "init_from=b@90": 0,
+        "init_from=b@90, distillation=bit": 2,
+    }
+    assert {name: line for name, (line, _) in lines(rates).items()} == {
+        name: [(rate, base + rate) for rate in swept] for name, base in starts.items()
+    }
+    assert {name: line for name, (line, _) in lines(sizes).items()} == {
+        name: [(size, base + 1e-3) for size in (8, 16, 32, 64)] for name, base in starts.items()
+    }
+
+
+def test_a_panel_of_more_lines_than_colours_is_left_out_if_another_remains(tmp_path):
+    def panels(rates, sizes):
+        points = product(learning_rate=range(rates), batch_size=range(sizes))
+        return [panel.get_xlabel() for panel in sweep.figure(points, tmp_path).axes]
+
+    assert panels(10, 2) == ["learning_rate", "batch_size"]
+    assert panels(11, 2) == ["learning_rate"]
+    assert panels(11, 11) == ["learning_rate", "batch_size"]
 
 
 def lines(panel):
@@ -376,3 +440,19 @@ def test_nothing_starts_where_a_point_is_wrong(command, tmp_path, options, messa
     done = run_command(command, *options)
     assert done.returncode == 1 and message in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "sweep").exists()
+
+
+def test_the_points_of_robustness_take_their_workdirs_from_the_argument(command, tmp_path):
+    done = run_command([*command[:3], f"--config={ROBUSTNESS}"], "--print_arguments")
+    runs = done.stdout.splitlines()
+    assert len(runs) == 32, done.stderr
+    assert sum("--config.init_from=b@90 " in run for run in runs) == 16
+    taught = "--config.distillation=bit --config.teacher=t/seed_0 "
+    assert sum(taught in run for run in runs) == 16
+    with pytest.raises(ValueError, match="RECIPE,TASK,BASELINE,BINARY,TEACHER,RATE, of which"):
+        robustness.get_hyper("bipft_a,rte,fp")
+    with pytest.raises(ValueError, match="stsb has scores"):
+        robustness.get_hyper("bipft_a,stsb,fp,b,t")
+    without = robustness.get_hyper("bipft_a,stsb,fp,b")
+    rates = {(point["init_from"], point["learning_rate"]) for point in without}
+    assert len(without) == 16 and ("fp", 4 * 2e-5) in rates

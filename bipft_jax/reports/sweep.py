@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bipft_jax.checkpoints.workdir import checkpoint_named
 from bipft_jax.paths import replacing
 from bipft_jax.points import Point, label, named, value_text
 from bipft_jax.reports.results import Scores, finished_scores
@@ -26,6 +27,9 @@ FAILURE_NAME = "failed.txt"  # in the directory of a point: the traceback of its
 _SEED_KEYS = ("seed", "seeds")  # of pretraining, of finetuning
 _COLUMNS = 4
 _MOST_TICKS = 8  # a numeric axis with at most so many values has a tick at every value
+_MOST_CHARACTERS = 50  # of the texts of an axis that fit beside each other
+_LONGEST_TEXT = 40  # of a legend with two columns
+_MOST_LINES = 10  # of different colours
 
 
 def outcome(directory: str | Path) -> tuple[str, Scores | None]:
@@ -162,40 +166,123 @@ def figure(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> Figure:
     """One panel per swept key except the seed: the selection metric against the value, as mean and
     standard deviation over seeds with single seeds as dots, one line per setting of the other keys.
 
-    A numeric axis is logarithmic if the values span a factor of 10 or more. Unfinished points
-    appear on the axis only.
+    A numeric axis is logarithmic if the values span a factor of 10 or more. Checkpoints
+    WORKDIR@UPDATE of one workdir have a numeric axis, of updates. Unfinished points appear on the
+    axis only.
+
+    Left out, so that points around one setting make a picture too: in a panel, lines of one value
+    if others have several; among the panels, those without a line of several values and those with
+    more than ten lines, if a panel remains.
     """
     settings, metrics = _settings(points, workdir)
-    keys = list(dict.fromkeys(key for setting in settings for key in setting.values)) or [None]
-    rows_of_panels, columns = -(-len(keys) // _COLUMNS), min(len(keys), _COLUMNS)
+    keys = list(dict.fromkeys(key for setting in settings for key in setting.values))
+    panels = _worth_drawing([_panel(key, settings) for key in keys or [None]])
+    rows_of_panels, columns = -(-len(panels) // _COLUMNS), min(len(panels), _COLUMNS)
     drawing = Figure(layout="constrained")
-    for number, key in enumerate(keys, start=1):
-        panel = drawing.add_subplot(rows_of_panels, columns, number)
-        _draw(panel, settings, key)
-        panel.set_xlabel(key or "seeds", fontsize=8)
-        panel.set_ylabel(*_metric_text(metrics), fontsize=8)
-        panel.tick_params(labelsize=8)
-        panel.grid(alpha=0.3)
-    most_lines = max(len(panel.containers) for panel in drawing.axes)
-    height = 3.6 + 0.08 * most_lines  # inches; legends are above the panels, two lines in a row
+    for number, panel in enumerate(panels, start=1):
+        axes = drawing.add_subplot(rows_of_panels, columns, number)
+        _draw(axes, panel)
+        axes.set_xlabel(panel.title, fontsize=8)
+        axes.set_ylabel(*_metric_text(metrics), fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    rows_of_legend = max(len(panel.lines) / panel.legend_columns for panel in panels)
+    height = 3.6 + 0.16 * rows_of_legend  # inches; legends are above the panels
     drawing.set_size_inches(4.8 * columns, height * rows_of_panels)
     return drawing
 
 
-def _draw(panel: Axes, settings: list[_Setting], key: str | None) -> None:
-    values = [setting.values.get(key, "all") for setting in settings]
-    texts = list(dict.fromkeys(map(value_text, values)))
-    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-    places = values if numeric else [texts.index(value_text(value)) for value in values]
-    lines: dict[str, list[tuple[float, _Setting]]] = {}
+_Line = list[tuple[float, _Setting]]  # settings with their places on the axis
+
+
+@dataclasses.dataclass
+class _Panel:
+    """The scores against one key.
+
+    title: of the axis. texts: of the places 0, 1, ... of an axis of names; None for numbers.
+    places: of all settings. lines: with their texts in the legend.
+    """
+
+    title: str
+    texts: list[str] | None
+    places: list[float]
+    lines: list[tuple[str, _Line]]
+
+    @property
+    def connects(self) -> bool:
+        """Whether a line has several values."""
+        return any(_several(line) for _, line in self.lines)
+
+    @property
+    def legend_columns(self) -> int:
+        """The number of texts beside each other, so that they are not wider than the panel."""
+        return 2 if max(len(text) for text, _ in self.lines) <= _LONGEST_TEXT else 1
+
+
+def _panel(key: str | None, settings: Sequence[_Setting]) -> _Panel:
+    """The panel of a key; None for seeds alone."""
+    title, texts, places = _axis(key, [setting.values.get(key, "all") for setting in settings])
+    lines: dict[str, _Line] = {}
+    others: dict[str, Point] = {}
     for place, setting in zip(places, settings, strict=True):
-        others = {name: value for name, value in setting.values.items() if name != key}
-        lines.setdefault(label(others), []).append((place, setting))
-    for name, line in lines.items():
+        rest = {name: value for name, value in setting.values.items() if name != key}
+        others[repr(rest)] = rest
+        lines.setdefault(repr(rest), []).append((place, setting))
+    shown = [name for name, line in lines.items() if _several(line)] or list(lines)
+    shared, different = _told_apart([others[name] for name in shown])
+    title += f", at {label(shared)}" if shared else ""
+    named_lines = [*zip(map(label, different), map(lines.get, shown), strict=True)]
+    return _Panel(title, texts, places, named_lines)
+
+
+def _several(line: _Line) -> bool:
+    return len({place for place, _ in line}) > 1
+
+
+def _axis(key: str | None, values: list[Any]) -> tuple[str, list[str] | None, list[float]]:
+    """Title, texts and places of a `_Panel`."""
+    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+        return str(key), None, values
+    if all(isinstance(value, str) for value in values):
+        workdirs, updates = zip(*map(checkpoint_named, values), strict=True)
+        if len(set(workdirs)) == 1 and None not in updates:
+            return f"{key}: updates of {workdirs[0]}", None, list(updates)
+    names = [*map(value_text, values)]
+    texts = list(dict.fromkeys(names))
+    return key or "seeds", texts, [*map(texts.index, names)]
+
+
+def _told_apart(points: Sequence[Point]) -> tuple[Point, list[Point]]:
+    """What all points share, and of each point the fewest keys that tell it from the others."""
+
+    def reduced(point: Point, keys: Iterable[str]) -> Point:
+        return {key: point[key] for key in keys if key in point}
+
+    keys = list(dict.fromkeys(key for point in points for key in point))
+    shared = [
+        key
+        for key in keys
+        if all(key in point and point[key] == points[0][key] for point in points)
+    ]
+    for key in (*shared, *reversed(keys)):
+        fewer = [other for other in keys if other != key]
+        if len({repr(reduced(point, fewer)) for point in points}) == len(points):
+            keys = fewer
+    return reduced(points[0], shared), [reduced(point, keys) for point in points]
+
+
+def _worth_drawing(panels: list[_Panel]) -> list[_Panel]:
+    connected = [panel for panel in panels if panel.connects]
+    return [p for p in connected if len(p.lines) <= _MOST_LINES] or connected or panels
+
+
+def _draw(axes: Axes, panel: _Panel) -> None:
+    """Draws lines, axis and legend."""
+    for text, line in panel.lines:
         finished = sorted((p for p in line if p[1].scores), key=lambda p: p[0])
         if not finished:
             continue
-        bars = panel.errorbar(
+        bars = axes.errorbar(
             [place for place, _ in finished],
             [setting.mean for _, setting in finished],
             yerr=[setting.deviation for _, setting in finished],
@@ -203,18 +290,27 @@ def _draw(panel: Axes, settings: list[_Setting], key: str | None) -> None:
             markersize=4,
             linewidth=1.4,
             capsize=3,
-            label=name,
+            label=text,
         )
         dots = [(place, score) for place, setting in finished for score in setting.by_seed]
         color = bars.lines[0].get_color()
-        panel.plot(*zip(*dots, strict=True), ".", color=color, markersize=10, alpha=0.4, mew=0)
-    if numeric and min(places) > 0 and max(places) >= 10 * min(places):
-        panel.set_xscale("log")
-    if not numeric:
-        panel.set_xticks(range(len(texts)), texts)
-        panel.set_xlim(-0.5, len(texts) - 0.5)
-    elif len(set(places)) <= _MOST_TICKS:
-        panel.minorticks_off()
-        panel.set_xticks(sorted(set(places)), [f"{place:g}" for place in sorted(set(places))])
-    if len(lines) > 1:
-        panel.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+        axes.plot(*zip(*dots, strict=True), ".", color=color, markersize=10, alpha=0.4, mew=0)
+    places = sorted(set(panel.places))
+    if panel.texts is None:
+        if places[0] > 0 and places[-1] >= 10 * places[0]:
+            axes.set_xscale("log")
+        if len(places) <= _MOST_TICKS:
+            axes.minorticks_off()
+            axes.set_xticks(places, [f"{place:g}" for place in places])
+    else:
+        axes.set_xticks(range(len(panel.texts)), panel.texts)
+        axes.set_xlim(-0.5, len(panel.texts) - 0.5)
+        if sum(map(len, panel.texts)) > _MOST_CHARACTERS:
+            axes.tick_params(axis="x", rotation=20)
+    if len(panel.lines) > 1 and axes.containers:
+        axes.legend(
+            fontsize=7,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=panel.legend_columns,
+        )

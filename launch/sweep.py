@@ -4,7 +4,8 @@
         --config.glue_dir=DIR --workdir=runs/sweep --values learning_rate=1e-4,3e-4,1e-3 \\
         --values 'seeds=(0,),(1,)'
 
-The points are all combinations of the --values or, without --values, the config file's get_hyper().
+The points are all combinations of the --values or, without --values, the config file's get_hyper(),
+which may take the file's argument, as in configs/robustness.py.
 --config.KEY=VALUE sets any other key for all points. Keys and the types of values are checked
 before the first point starts; --list shows the points and runs nothing.
 

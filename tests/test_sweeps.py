@@ -250,7 +250,7 @@ def test_points_around_one_setting_have_a_line_for_each_start_and_teacher(tmp_pa
     }
 
 
-def test_a_panel_of_more_lines_than_colours_is_left_out_if_another_remains(tmp_path):
+def test_a_panel_without_a_line_or_with_more_than_colours_is_left_out_if_another_remains(tmp_path):
     def panels(rates, sizes):
         points = product(learning_rate=range(rates), batch_size=range(sizes))
         return [panel.get_xlabel() for panel in sweep.figure(points, tmp_path).axes]
@@ -258,6 +258,7 @@ def test_a_panel_of_more_lines_than_colours_is_left_out_if_another_remains(tmp_p
     assert panels(10, 2) == ["learning_rate", "batch_size"]
     assert panels(11, 2) == ["learning_rate"]
     assert panels(11, 11) == ["learning_rate", "batch_size"]
+    assert panels(2, 1) == ["learning_rate, at batch_size=0"]
 
 
 def lines(panel):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bipft_jax.checkpoints.workdir import checkpoint_named
 from bipft_jax.paths import replacing
@@ -299,14 +300,17 @@ def _draw(axes: Axes, panel: _Panel) -> None:
     if panel.texts is None:
         if places[0] > 0 and places[-1] >= 10 * places[0]:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
         if len(places) <= _MOST_TICKS:
             axes.minorticks_off()
             axes.set_xticks(places, [f"{place:g}" for place in places])
     else:
-        axes.set_xticks(range(len(panel.texts)), panel.texts)
+        crowded = sum(map(len, panel.texts)) > _MOST_CHARACTERS
+        slanted = dict(rotation=20, ha="right", rotation_mode="anchor") if crowded else {}
+        axes.set_xticks(range(len(panel.texts)), panel.texts, **slanted)
         axes.set_xlim(-0.5, len(panel.texts) - 0.5)
-        if sum(map(len, panel.texts)) > _MOST_CHARACTERS:
-            axes.tick_params(axis="x", rotation=20)
     if len(panel.lines) > 1 and axes.containers:
         axes.legend(
             fontsize=7,

@@ -109,7 +109,7 @@ def load_source(name: str | os.PathLike[str], step: int | str | None = None) -> 
     step = update if step is None else step
     checkpoint = restore_params(workdir, "best" if step is None else step)
     return Source(
-        workdir=workdir,
+        workdir=str(workdir),
         step=checkpoint.step,
         params=checkpoint.params,
         architecture=checkpoint.config["model"],

@@ -67,7 +67,9 @@ def absolute(workdir: str | os.PathLike[str]) -> Path:
     return Path(os.path.abspath(expanded))
 
 
-def checkpoint_named(name: str | os.PathLike[str]) -> tuple[str, int | None]:
+def checkpoint_named(
+    name: str | os.PathLike[str],
+) -> tuple[str | os.PathLike[str], int | None]:
     """Splits WORKDIR@UPDATE, which names one checkpoint of a run, as in `runs/bipft_b@1500`.
 
     Returns: the workdir as it was written, and the update; None for a WORKDIR alone. What exists
@@ -75,8 +77,7 @@ def checkpoint_named(name: str | os.PathLike[str]) -> tuple[str, int | None]:
 
     Raises: as `absolute`.
     """
-    name = os.fspath(name)
-    workdir, _, update = name.rpartition("@")
+    workdir, _, update = os.fspath(name).rpartition("@")
     if workdir and re.fullmatch("[0-9]+", update) and not absolute(name).exists():
         return workdir, int(update)
     return name, None

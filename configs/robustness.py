@@ -22,7 +22,7 @@ with which the argument is bipft_a,rte,runs/fp,runs/bipft_a,runs/rte-fp/seed_0.
 The rate is swept at the default batch size and the batch size at the middle rate, not both at once:
 8 points for each of the 4 lines of sweep.png. Every point trains for the task's epochs, so the cost
 is 32 finetunings with each seed of --config.seeds='(0,1,2)', in updates 46 times that of the
-default: on RTE 46 x 1,556. With max_updates, larger batches see more examples.
+default, on RTE 71,608. With max_updates, larger batches see more examples.
 
 No scores have been measured yet.
 """

@@ -1,13 +1,14 @@
 """Compares the results of finetuning runs in a Markdown table.
 
-    python -m bipft_jax.comparison RESULT... [--glue_dir DIR]
+    python -m bipft_jax.comparison RESULT... [--last] [--glue_dir DIR]
 
 RESULT is the result.json of a finetuning run (over all its seeds, under any file name), or a
-directory to search for such files. A row is a recipe, pretrained or not, and the checkpoint that it
-starts from, which is named where a recipe has several; a column is a metric of a task; a cell is
-the mean over seeds and the sample standard deviation, in percent. --glue_dir adds a
-row for a linear model of bags of words (`bipft_jax/data/glue/bag_of_words.py`) and the standard
-error of an accuracy on that many dev rows.
+directory to search for such files. A row is a model: a recipe with the rank of its estimators,
+pretrained or not, with a distillation or without, and the checkpoint that it starts from, which is
+named where a recipe has several. A column is a metric of a task; a cell is the mean over seeds and
+the sample standard deviation, in percent, of each seed's best evaluation, or with --last of its
+last. --glue_dir adds a row for a linear model of bags of words
+(`bipft_jax/data/glue/bag_of_words.py`) and the standard error of an accuracy on that many dev rows.
 """
 
 from __future__ import annotations
@@ -15,16 +16,62 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bipft_jax.data.glue import bag_of_words, own_tasks
 from bipft_jax.data.glue.tasks import TASKS, read_split
 from bipft_jax.models.recipes import RECIPES
 from bipft_jax.paths import require_local
+from bipft_jax.reports.results import statistics
 from bipft_jax.reports.tables import percent
+
+
+class Model(NamedTuple):
+    """What tells the rows of a table apart; sorts in their order.
+
+    recipe: its position in `RECIPES`. rank: of the residual estimators. distillation: "" for none.
+    start: the checkpoint that it starts from; "" if that is its teacher, another for every task.
+    """
+
+    recipe: int
+    rank: int
+    pretrained: bool
+    distillation: str
+    start: str
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> Model:
+        """The model of a finetuning run's result."""
+        names = list(RECIPES)
+        config = result.get("config", {})  # without what is newer than the result
+        rank = config.get("estimator_rank", -1)
+        start, teacher = result["init_from"], config.get("teacher", "")
+        return cls(
+            recipe=names.index(result["recipe"]),
+            rank=RECIPES[result["recipe"]].estimator_rank if rank < 0 else rank,
+            pretrained=result["pretrained"],
+            distillation=config.get("distillation", ""),
+            start="" if teacher and Path(teacher) == Path(start) else start,
+        )
+
+    def label(self, models: Iterable[Model]) -> str:
+        """The name of its row among those of `models`: what models of its recipe differ in."""
+        recipe = list(RECIPES.values())[self.recipe]
+        alike = [m for m in models if (m.recipe, m.pretrained) == (self.recipe, self.pretrained)]
+        distillations = {m.distillation for m in alike} - {""}
+        parts = [f"`{recipe.name}`"]
+        if self.rank != recipe.estimator_rank:
+            parts.append(f"rank {self.rank}")
+        if not self.pretrained:
+            parts.append("not pretrained")
+        if self.distillation:
+            by = f" by `{self.distillation}`" if len(distillations) > 1 else ""
+            parts.append(f"distilled{by} from a finetuned teacher")
+        if len({m.start for m in alike}) > 1:
+            parts.append(f"from `{self.start}`" if self.start else "from that teacher's weights")
+        return ", ".join(parts)
 
 
 def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
@@ -42,26 +89,31 @@ def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
         if not loaded:
             raise ValueError(f"{path} has no result.json of a finetuning run")
         for file, result in loaded:
-            cell = (*_model(result), result["task"])
+            cell = Model.of(result), result["task"]
             if cell in by_cell and by_cell[cell][0] != file:
                 raise ValueError(
-                    f"{by_cell[cell][0]} and {file} are both of {_label(result)} on "
+                    f"{by_cell[cell][0]} and {file} are both of {cell[0].label([])} on "
                     f"{result['task']}: give one of them"
                 )
             by_cell[cell] = file, result
     return [result for _, result in by_cell.values()]
 
 
-def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = None) -> str:
+def table(
+    results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = None, last: bool = False
+) -> str:
     """A Markdown table: rows in the order of the recipes, with the majority class last; columns in
     the order of the task table.
 
     Arguments:
       results: as `read_results` returns them.
       glue_dir: the tasks' data, for the bag-of-words row; None: no such row.
+      last: shows the scores of each seed's last evaluation, not of its best.
 
     Raises: ValueError if a task of the results cannot be read from `glue_dir`.
     """
+    if last:
+        results = [{**r, **statistics([seed["last"] for seed in r["seeds"]])} for r in results]
     tasks = {result["task"]: own_tasks.task_of_run(result) for result in results}
     tasks = {name: tasks[name] for name in dict.fromkeys((*TASKS, *tasks)) if name in tasks}
     scores = {
@@ -71,18 +123,13 @@ def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = No
         if result["task"] == task
         for metric in result["mean"]
     }
-    order = list(RECIPES)
-    models = sorted({_model(r) for r in results}, key=lambda m: (order.index(m[0]), *m[1:]))
-    starts = Counter((recipe, pretrained) for recipe, pretrained, _ in models)
+    models = sorted({Model.of(result) for result in results})
     rows = [["", *(f"{tasks[task].directory}, {metric}" for task, metric in scores)]]
     rows.append(["---", *("---:" for _ in scores)])
     for model in models:
-        of_model = {r["task"]: r for r in results if _model(r) == model}
+        of_model = {r["task"]: r for r in results if Model.of(r) == model}
         cells = [_cell(of_model.get(task), metric) for task, metric in scores]
-        label = _label(next(iter(of_model.values())))
-        if starts[model[:2]] > 1:
-            label += f", from `{model[2]}`"
-        rows.append([label, *cells])
+        rows.append([model.label(models), *cells])
     majority = {
         (r["task"], metric): score for r in results for metric, score in r["majority_class"].items()
     }
@@ -105,8 +152,9 @@ def table(results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = No
     counts = sorted({len(result["seeds"]) for result in results})
     seeds = " or ".join(map(str, counts))
     lines = [f"| {' | '.join(row)} |" for row in rows]
+    which = "last" if last else "best"
     return "\n".join(
-        [*lines, "", f"Percent of the best evaluation on the dev sets; seeds: {seeds}.", *notes]
+        [*lines, "", f"Percent of the {which} evaluation on the dev sets; seeds: {seeds}.", *notes]
     )
 
 
@@ -115,14 +163,6 @@ def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
         return ""
     mean, deviation = result["mean"][metric], result["standard_deviation"][metric]
     return percent(mean) if deviation is None else f"{percent(mean)} ± {percent(deviation)}"
-
-
-def _model(result: Mapping[str, Any]) -> tuple[str, bool, str]:
-    return result["recipe"], result["pretrained"], result["init_from"]
-
-
-def _label(result: Mapping[str, Any]) -> str:
-    return f"`{result['recipe']}`" + ("" if result["pretrained"] else ", not pretrained")
 
 
 def _is_of_a_task(result: Mapping[str, Any]) -> bool:
@@ -152,6 +192,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("results", nargs="+", metavar="RESULT", help="file or directory")
     parser.add_argument(
+        "--last",
+        action="store_true",
+        help="scores of the last evaluation of each seed, not of its best",
+    )
+    parser.add_argument(
         "--glue_dir",
         metavar="DIR",
         help="the tasks' data, as finetuning takes it: adds a row of bags of words",
@@ -159,6 +204,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         require_local(vars(arguments))
-        print(table(read_results(arguments.results), arguments.glue_dir))
+        print(table(read_results(arguments.results), arguments.glue_dir, arguments.last))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

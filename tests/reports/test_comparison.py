@@ -107,3 +107,58 @@ def test_with_the_tasks_data_the_table_has_a_model_of_word_counts(tmp_path, caps
     )
     with pytest.raises(SystemExit, match="no GLUE directory"):
         comparison.main([str(tmp_path / "a"), "--glue_dir", str(tmp_path / "none")])
+
+
+def distilled(recipe, task, mean, start, teacher, distillation="bit", **config):
+    """A result whose config has the keys of distillation."""
+    config |= {"teacher": teacher, "distillation": distillation}
+    return result(recipe, task, mean, None, init_from=start, config=config)
+
+
+def test_models_of_one_recipe_differ_in_rank_distillation_and_start(tmp_path, capsys):
+    plain = {"estimator_rank": -1, "teacher": "", "distillation": ""}
+    of_rank_4 = result("bipft_b", "sst2", 0.4, None, init_from="r4", config={"estimator_rank": 4})
+    written(
+        tmp_path / "a",
+        # The rank of the recipe, in two spellings: one row.
+        a=result("bipft_b", "sst2", 0.1, None, config=plain),
+        b=result("bipft_b", "cola", 0.2, None, config={**plain, "estimator_rank": 1}),
+        c=of_rank_4,
+        d=distilled("bipft_b", "sst2", 0.5, "runs/bipft_b", "fp-sst2/seed_0"),
+        e=distilled("bipft_b", "sst2", 0.6, "fp-sst2/seed_0", "fp-sst2/seed_0"),
+        # Another teacher for every task: one row.
+        f=distilled("bit_w1a1", "sst2", 0.7, "fp-sst2/seed_0", "fp-sst2/seed_0/"),
+        g=distilled("bit_w1a1", "cola", 0.8, "fp-cola/seed_0", "fp-cola/seed_0"),
+    )
+    comparison.main([str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[2:-2] == [
+        "| `bipft_b`, from `runs/bipft_b` | 20.0 | 10.0 |",
+        "| `bipft_b`, distilled from a finetuned teacher, from that teacher's weights |  | 60.0 |",
+        "| `bipft_b`, distilled from a finetuned teacher, from `runs/bipft_b` |  | 50.0 |",
+        "| `bipft_b`, rank 4, from `r4` |  | 40.0 |",
+        "| `bit_w1a1`, distilled from a finetuned teacher | 80.0 | 70.0 |",
+        "| majority class | 50.0 | 50.0 |",
+    ]
+
+
+def test_two_distillations_of_one_recipe_are_named(tmp_path, capsys):
+    matching = distilled("bibert", "sst2", 0.6, "t", "t", distillation="direction_matching")
+    written(tmp_path / "a", x=distilled("bibert", "sst2", 0.5, "t", "t"), y=matching)
+    comparison.main([str(tmp_path)])
+    assert capsys.readouterr().out.splitlines()[2:4] == [
+        "| `bibert`, distilled by `bit` from a finetuned teacher | 50.0 |",
+        "| `bibert`, distilled by `direction_matching` from a finetuned teacher | 60.0 |",
+    ]
+
+
+def test_the_scores_of_the_last_update(tmp_path, capsys):
+    seeds = [{"best": {"accuracy": 0.9}, "last": {"accuracy": last}} for last in (0.6, 0.7, 0.8)]
+    written(tmp_path / "a", x=result("fp", "sst2", 0.9, 0.0, seeds=seeds))
+    comparison.main([str(tmp_path), "--last"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| `fp` | 70.0 ± 10.0 |"
+    assert lines[-1] == "Percent of the last evaluation on the dev sets; seeds: 3."
+    comparison.main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| `fp` | 90.0 ± 0.0 |"
+    assert lines[-1] == "Percent of the best evaluation on the dev sets; seeds: 3."

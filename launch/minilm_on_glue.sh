@@ -1,41 +1,75 @@
 #!/usr/bin/env bash
-# Pretrains a 1-bit MiniLM from the weights of all-MiniLM-L6-v2, finetunes it on six GLUE tasks with
-# three seeds beside the full-precision model and beside the same binary model without pretraining in
-# binary, and prints a table.
+# Pretrains 1-bit MiniLMs from the weights of all-MiniLM-L6-v2, finetunes them on six GLUE tasks with
+# three seeds beside full precision, beside the same model without pretraining in binary, and beside
+# BiT and BiBERT, and prints a table.
 #
 #   bash launch/minilm_on_glue.sh TEXT GLUE MINILM [RUNS]
 #
 # TEXT: directory of *-train-*.jsonl.xz and *-validation-*.jsonl.xz, 200 MB of English before
-# compression. GLUE: a glue_dir with the tasks. MINILM: directory with config.json, vocab.txt and
-# model.safetensors of all-MiniLM-L6-v2 (6 x 384). RUNS (default runs/minilm_on_glue) receives
-# everything; the same command resumes a stopped one. The results are copied to RUNS/results. The
-# binary model goes to RUNS/model, a directory that `python -m bipft_jax.interop.convert import`
-# takes, with its 1-bit weights alone as bits.safetensors. Variables of the environment:
+# compression; - if nothing is pretrained. GLUE: a glue_dir with the tasks. MINILM: directory with
+# config.json, vocab.txt and model.safetensors of all-MiniLM-L6-v2 (6 x 384). RUNS (default
+# runs/minilm_on_glue) receives everything; the same command resumes a stopped one. The results are
+# copied to RUNS/results. The pretrained bipft_b goes to RUNS/model, a directory that
+# `python -m bipft_jax.interop.convert import` takes, with its 1-bit weights alone as
+# bits.safetensors. Variables of the environment:
 #
+#   MODELS="fp bipft_b ..."    of the table below, to finetune (default: all); only what they start
+#                              from is pretrained. A model with a teacher needs fp, in MODELS too or
+#                              finished in RUNS
+#   BINARY=DIR                 a directory such as RUNS/model, which then is bipft_b: it is imported,
+#                              not pretrained. Another DIR needs another RUNS
 #   UNTIL=pretrained           ends before finetuning
 #   DATA_WORKERS=0             processes that make pretraining examples; 6 keep up with one GPU
 #   TASKS="cola sst2 mrpc stsb rte qnli"   in this order
 #   PARALLEL=1                 finetunings at once; 6 share one GPU with 16 CPU cores well
-#   UPDATES=6104               of pretraining in binary: 128 sequences of 128 tokens each; above 300.
-#                              Another number needs another RUNS
+#   FINETUNE_FLAGS="--config.KEY=VALUE ..."   of every finetuning (configs/finetune.py), after its
+#                              own, such as --config.dropout=0.0. Other flags need another RUNS
+#   UPDATES=6104               of each pretraining in binary: 128 sequences of 128 tokens each; above
+#                              300. Another number needs another RUNS
 #   DTYPE=bfloat16             of activations; float32 on most CPUs
 #
 # MiniLM has no head for masked words, so it first learns that objective in full precision (39 M
-# tokens): it is then start and teacher of the binary model (100 M tokens), which also imitates its
-# distribution of each masked token. launch/minilm_on_glue_results has the results of one NVIDIA
+# tokens): it is then start and teacher of the binary models (100 M tokens each), which also imitate
+# its distribution of each masked token. launch/minilm_on_glue_results has the results of one NVIDIA
 # H200 (jax 0.11.2, Python 3.12) and what else was tried.
+#
+# The models: MODEL RECIPE START RATE KEY=VALUE..., as finetuning takes them. START is minilm; or
+# teacher, the fp finetuned on the task (seed 0); or the name of a model pretrained in binary, with
+# the recipe and the keys of its row. With a distillation, the teacher is that fp too. The rates of
+# bit and bibert are the baseline's, not tuned.
 set -euo pipefail
+table=(
+  "fp                            fp       minilm        1e-4"
+  "bipft_b-from-minilm           bipft_b  minilm        5e-4"
+  "bit                           bit_w1a1 teacher       5e-4 distillation=bit intermediate_recipes=bit_w1a2"
+  "bibert                        bibert   teacher       5e-4 distillation=direction_matching"
+  "bipft_a                       bipft_a  bipft_a       3e-4"
+  "bipft_b                       bipft_b  bipft_b       3e-4"
+  "bipft_b-rank4                 bipft_b  bipft_b-rank4 3e-4 estimator_rank=4"
+  "bipft_b-distilled             bipft_b  bipft_b       3e-4 distillation=bit"
+  "bipft_b-from-minilm-distilled bipft_b  minilm        5e-4 distillation=bit"
+)
 if [[ "${1:-}" == -h || "${1:-}" == --help || $# -lt 3 ]]; then
   sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+  printf '  %s\n' "${table[@]}"
   if [[ $# -lt 3 && "${1:-}" != -h && "${1:-}" != --help ]]; then exit 2; fi
   exit
 fi
 root="$(realpath "$(dirname "$0")/..")"
+declare -A rows
+for row in "${table[@]}"; do
+  names+=("${row%% *}")
+  rows[${row%% *}]="$row"
+done
 here() { realpath -m -s --relative-to="$root" "$1"; }
-text="$(here "$1")" glue="$(here "$2")" minilm="$(here "$3")"
+text="$1" glue="$(here "$2")" minilm="$(here "$3")"
 runs="$(here "${4:-$root/runs/minilm_on_glue}")"
+binary="${BINARY:+$(here "$BINARY")}"
+if [[ "$text" != - ]]; then text="$(here "$text")"; fi
 cd "$root"
 dtype="${DTYPE:-bfloat16}" updates="${UPDATES:-6104}" parallel="${PARALLEL:-1}" until="${UNTIL:-}"
+read -ra chosen <<< "${MODELS:-${names[*]}}"
+read -ra finetune_flags <<< "${FINETUNE_FLAGS:-}"
 read -ra tasks <<< "${TASKS:-cola sst2 mrpc stsb rte qnli}"
 
 require() {  # FILE WHAT
@@ -56,12 +90,48 @@ if [[ -n "$until" && "$until" != pretrained ]]; then
   echo "error: UNTIL is $until: leave it empty or give pretrained" >&2
   exit 1
 fi
+for flag in "${finetune_flags[@]}"; do
+  if [[ "$flag" != --config.?*=* ]]; then
+    echo "error: FINETUNE_FLAGS has $flag: give flags of the form --config.KEY=VALUE" >&2
+    exit 1
+  fi
+done
+is_in() { [[ " ${*:2} " == *" $1 "* ]]; }  # WORD WORDS...
+distils() { [[ "${rows[$1]}" == *" distillation="* ]]; }  # MODEL
+starts=()  # what is pretrained in binary or imported
+for model in "${chosen[@]}"; do
+  if [[ -z "${rows[$model]:-}" ]]; then
+    echo "error: MODELS has $model: choose from ${names[*]}" >&2
+    exit 1
+  fi
+  read -r _ _ start _ <<< "${rows[$model]}"
+  if ! is_in "$start" minilm teacher "${starts[@]}"; then starts+=("$start"); fi
+done
+pretrained=()
+for start in "${starts[@]}"; do
+  if [[ -z "$binary" || "$start" != bipft_b ]]; then pretrained+=("$start"); fi
+done
+if [[ "$text" == - && ${#pretrained[@]} -gt 0 ]]; then
+  echo "error: TEXT is -, but MODELS needs the pretraining of ${pretrained[*]}: give its text" >&2
+  exit 1
+fi
 for split in train validation; do
-  if ! compgen -G "$text/*-$split-*.jsonl.xz" > /dev/null; then
+  if [[ "$text" != - ]] && ! compgen -G "$text/*-$split-*.jsonl.xz" > /dev/null; then
     echo "error: $text has no *-$split-*.jsonl.xz: TEXT is the directory of the pretraining text" >&2
     exit 1
   fi
 done
+if [[ -n "$binary" ]]; then
+  require "$binary/config.json" "BINARY is a directory of a pretrained bipft_b"
+fi
+if is_in bipft_b "${starts[@]}" && [[ -e "$runs/bipft_b" ]]; then
+  imported="$(cat "$runs/bipft_b/imported_from" 2> /dev/null || true)"
+  if [[ "$imported" != "$binary" ]]; then
+    echo "error: $runs/bipft_b was ${imported:+imported from }${imported:-pretrained there}, and" \
+      "BINARY is ${binary:-empty}: give another RUNS" >&2
+    exit 1
+  fi
+fi
 for file in config.json vocab.txt model.safetensors; do
   require "$minilm/$file" "MINILM is a directory of all-MiniLM-L6-v2"
 done
@@ -74,6 +144,11 @@ for task in "${tasks[@]}"; do
   if [[ ! -d "$glue/glue" ]]; then  # else prepared by TensorFlow Datasets
     require "$glue/${directories[$task]}/train.tsv" "GLUE is a glue_dir with the tasks"
   fi
+  for model in "${chosen[@]}"; do
+    if distils "$model" && ! is_in fp "${chosen[@]}"; then
+      require "$runs/fp-$task/result.json" "$model needs its teacher: add fp to MODELS"
+    fi
+  done
 done
 
 source launch/environment.sh
@@ -82,31 +157,51 @@ python=.venv/bin/python
 # The runs of a recipe share shapes: each is compiled once.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(realpath -m "$runs/compiled")}"
 
-$python -m bipft_jax.data.corpus --output "$runs/corpus" \
-  --input "$text/*-train-*.jsonl.xz" --validation_input "$text/*-validation-*.jsonl.xz" \
-  --tokenizer "$minilm/vocab.txt" --sequence_length 128
 if [[ ! -e "$runs/minilm/config.json" ]]; then
   rm -rf "$runs/minilm"  # of an import that was stopped
   $python -m bipft_jax.interop.convert import "$minilm" --workdir "$runs/minilm"
 fi
+if [[ -n "$binary" ]] && is_in bipft_b "${starts[@]}" && [[ ! -e "$runs/bipft_b" ]]; then
+  rm -rf "$runs/bipft_b.partial"
+  $python -m bipft_jax.interop.convert import "$binary" --recipe bipft_b \
+    --workdir "$runs/bipft_b.partial"
+  echo "$binary" > "$runs/bipft_b.partial/imported_from"
+  mv "$runs/bipft_b.partial" "$runs/bipft_b"
+fi
 
 mkdir -p "$runs/results"
-pretrain() {  # RECIPE FLAGS...
-  local recipe="$1"
-  shift
-  $python launch/train.py --config="configs/pretrain.py:$recipe,minilm" --workdir="$runs/$recipe" \
+pretrain() {  # NAME RECIPE FLAGS...
+  local name="$1" recipe="$2"
+  shift 2
+  $python launch/train.py --config="configs/pretrain.py:$recipe,minilm" --workdir="$runs/$name" \
     --config.corpus_dir="$runs/corpus" --config.masking_rate=0.3 --config.dropout=0.0 \
     --config.dtype="$dtype" --config.data_workers="${DATA_WORKERS:-0}" "$@"
-  cp "$runs/$recipe/result.json" "$runs/results/$recipe.json"
+  cp "$runs/$name/result.json" "$runs/results/$name.json"
 }
-pretrain fp --config.init_from="$runs/minilm" --config.batch_size=256 --config.num_updates=1200 \
-  --config.warmup_updates=120 --config.learning_rate=3e-4 --config.evaluate_every=600 \
-  --config.log_every=100
-pretrain bipft_b --config.init_from="$runs/fp" --config.teacher="$runs/fp" \
-  --config.teacher_dropout=False --config.mlm_distillation=1 --config.seed=1 \
-  --config.batch_size=128 --config.num_updates="$updates" --config.warmup_updates=300 \
-  --config.learning_rate=1e-3 --config.evaluate_every="$((updates / 8))" --config.log_every=109
-if [[ ! -e "$runs/model/bits.safetensors" ]]; then
+flags_of() {  # MODEL: sets recipe, start, rate, and keys as flags
+  local words
+  read -ra words <<< "${rows[$1]}"
+  recipe="${words[1]}" start="${words[2]}" rate="${words[3]}"
+  flags=("${words[@]:4}")
+  flags=("${flags[@]/#/--config.}")
+}
+if ((${#pretrained[@]} > 0)); then
+  $python -m bipft_jax.data.corpus --output "$runs/corpus" \
+    --input "$text/*-train-*.jsonl.xz" --validation_input "$text/*-validation-*.jsonl.xz" \
+    --tokenizer "$minilm/vocab.txt" --sequence_length 128
+  pretrain fp fp --config.init_from="$runs/minilm" --config.batch_size=256 \
+    --config.num_updates=1200 --config.warmup_updates=120 --config.learning_rate=3e-4 \
+    --config.evaluate_every=600 --config.log_every=100
+fi
+for model in "${pretrained[@]}"; do
+  flags_of "$model"
+  pretrain "$model" "$recipe" --config.init_from="$runs/fp" --config.teacher="$runs/fp" \
+    --config.teacher_dropout=False --config.mlm_distillation=1 --config.seed=1 \
+    --config.batch_size=128 --config.num_updates="$updates" --config.warmup_updates=300 \
+    --config.learning_rate=1e-3 --config.evaluate_every="$((updates / 8))" --config.log_every=109 \
+    "${flags[@]}"
+done
+if is_in bipft_b "${pretrained[@]}" && [[ ! -e "$runs/model/bits.safetensors" ]]; then
   rm -rf "$runs/model"
   $python -m bipft_jax.interop.convert export --workdir "$runs/bipft_b" --output "$runs/model"
   cat >> "$runs/model/README.md" <<'CARD'
@@ -129,13 +224,26 @@ fi
 if [[ -n "$until" ]]; then exit; fi
 
 declare -A lengths=([cola]=64 [sst2]=64 [stsb]=64)
-finetune() {  # MODEL RECIPE START RATE TASK
-  local name="$1-$5" log="$runs/$1-$5.log"
-  if $python launch/train.py --config="configs/finetune.py:$2,$5" --workdir="$runs/$name" \
-    --config.init_from="$runs/$3" --config.glue_dir="$glue" --config.seeds='(0,1,2)' \
-    --config.learning_rate="$4" --config.max_length="${lengths[$5]:-128}" \
+finetune() {  # MODEL TASK
+  local name="$1-$2" log="$runs/$1-$2.log" teacher="$runs/fp-$2" recipe start rate flags
+  flags_of "$1"
+  if distils "$1"; then
+    if [[ ! -e "$teacher/result.json" ]]; then  # a teacher that is not the best yet
+      echo "error: $name has no teacher: $teacher is not finished" >&2
+      return 1
+    fi
+    flags+=(--config.teacher="$teacher/seed_0")
+    if [[ "$2" == stsb ]] && is_in --config.distillation=bit "${flags[@]}"; then
+      flags+=(--config.score_mse=True)
+    fi
+  fi
+  if [[ "$start" == teacher ]]; then start="fp-$2/seed_0"; fi
+  if $python launch/train.py --config="configs/finetune.py:$recipe,$2" --workdir="$runs/$name" \
+    --config.init_from="$runs/$start" --config.glue_dir="$glue" --config.seeds='(0,1,2)' \
+    --config.learning_rate="$rate" --config.max_length="${lengths[$2]:-128}" \
     --config.length_buckets=1 --config.schedule=linear --config.max_updates=1000 \
-    --config.evaluate_every=250 --config.log_every=250 --config.dtype="$dtype" > "$log" 2>&1; then
+    --config.evaluate_every=250 --config.log_every=250 --config.dtype="$dtype" "${flags[@]}" \
+    "${finetune_flags[@]}" > "$log" 2>&1; then
     cp "$runs/$name/result.json" "$runs/results/$name.json"
     echo "$name: finished"
   else
@@ -145,21 +253,30 @@ finetune() {  # MODEL RECIPE START RATE TASK
 }
 trap 'kill $(jobs -p) 2> /dev/null; wait; exit 143' TERM  # finetunings save and end
 running=0 failed=false
-for task in "${tasks[@]}"; do
-  for model in "fp fp minilm 1e-4" "bipft_b-from-minilm bipft_b minilm 5e-4" "bipft_b bipft_b bipft_b 3e-4"; do
-    if ((running == parallel)); then
-      wait -n || failed=true
-      running=$((running - 1))
-    fi
-    read -ra arguments <<< "$model"
-    finetune "${arguments[@]}" "$task" &
-    running=$((running + 1))
-  done
-done
-while ((running > 0)); do
+await_one() {
   wait -n || failed=true
   running=$((running - 1))
+}
+finetune_all() {  # MODELS...: on every task
+  local task model
+  for task in "${tasks[@]}"; do
+    for model in "$@"; do
+      if ((running == parallel)); then await_one; fi
+      finetune "$model" "$task" &
+      running=$((running + 1))
+    done
+  done
+  while ((running > 0)); do await_one; done
+}
+others=()
+for model in "${chosen[@]}"; do
+  if [[ "$model" == fp ]]; then
+    finetune_all fp  # the teachers first
+  else
+    others+=("$model")
+  fi
 done
+finetune_all "${others[@]}"
 echo
 $python -m bipft_jax.comparison "$runs/results"
 if $failed; then exit 1; fi

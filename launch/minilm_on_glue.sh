@@ -170,10 +170,15 @@ if [[ -n "$binary" ]] && is_in bipft_b "${starts[@]}" && [[ ! -e "$runs/bipft_b"
 fi
 
 mkdir -p "$runs/results"
+train() {  # FLAGS...: if this shell is stopped, so is the run, which saves first
+  $python launch/train.py "$@" &
+  trap "kill $! 2> /dev/null; wait $!; exit 143" INT TERM
+  wait $!
+}
 pretrain() {  # NAME RECIPE FLAGS...
   local name="$1" recipe="$2"
   shift 2
-  $python launch/train.py --config="configs/pretrain.py:$recipe,minilm" --workdir="$runs/$name" \
+  train --config="configs/pretrain.py:$recipe,minilm" --workdir="$runs/$name" \
     --config.corpus_dir="$runs/corpus" --config.masking_rate=0.3 --config.dropout=0.0 \
     --config.dtype="$dtype" --config.data_workers="${DATA_WORKERS:-0}" "$@"
   cp "$runs/$name/result.json" "$runs/results/$name.json"
@@ -238,7 +243,7 @@ finetune() {  # MODEL TASK
     fi
   fi
   if [[ "$start" == teacher ]]; then start="fp-$2/seed_0"; fi
-  if $python launch/train.py --config="configs/finetune.py:$recipe,$2" --workdir="$runs/$name" \
+  if train --config="configs/finetune.py:$recipe,$2" --workdir="$runs/$name" \
     --config.init_from="$runs/$start" --config.glue_dir="$glue" --config.seeds='(0,1,2)' \
     --config.learning_rate="$rate" --config.max_length="${lengths[$2]:-128}" \
     --config.length_buckets=1 --config.schedule=linear --config.max_updates=1000 \
@@ -251,7 +256,7 @@ finetune() {  # MODEL TASK
     return 1
   fi
 }
-trap 'kill $(jobs -p) 2> /dev/null; wait; exit 143' TERM  # finetunings save and end
+trap 'kill $(jobs -p) 2> /dev/null; wait; exit 143' INT TERM
 running=0 failed=false
 await_one() {
   wait -n || failed=true

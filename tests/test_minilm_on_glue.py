@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,15 @@ from configs.finetune import get_config
 
 ROOT = Path(__file__).parents[1]
 
-# Leaves behind what the script looks for. A finetuning named in FAIL ends after its first seed.
+# Leaves behind what the script looks for. A run named in FAIL ends after its first seed; one named
+# in GO_ON goes on until SIGTERM, saves and ends with 0, as train.py does.
 PYTHON = """#!{python} -S
-import json, os, pathlib, sys
+import json, os, pathlib, signal, sys, time
+def save(*_):
+    time.sleep(0.3)
+    (directory / "saved").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
 with open("calls", "a") as file:
     file.write(json.dumps(sys.argv[1:]) + chr(10))
 given = dict(x.partition("=")[::2] for x in sys.argv[1:])
@@ -29,6 +36,9 @@ if given.get("--workdir"):
     (directory / "seed_0").mkdir(parents=True, exist_ok=True)
     if directory.name in os.environ.get("FAIL", "").split():
         sys.exit(1)
+    if directory.name in os.environ.get("GO_ON", "").split():
+        (directory / "started").touch()
+        time.sleep(50)
     (directory / "result.json").write_text("{{}}")
 elif "import" in sys.argv:
     after("--workdir").mkdir(parents=True)
@@ -62,15 +72,21 @@ class Checkout:
         python.write_text(PYTHON.format(python=sys.executable))
         python.chmod(0o755)
 
-    def run(self, text: str = "text", **variables: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
+    def start(self, text: str = "text", **variables: str) -> subprocess.Popen:
+        return subprocess.Popen(
             ["bash", "launch/minilm_on_glue.sh", text, "glue", "minilm", "runs"],
             cwd=self.root,
             env=os.environ | {"TASKS": "sst2 stsb"} | variables,
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
         )
+
+    def run(self, text: str = "text", **variables: str) -> subprocess.CompletedProcess:
+        process = self.start(text, **variables)
+        output, errors = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def calls(self) -> list[list[str]]:
         """What Python was given since the last time."""
@@ -206,7 +222,7 @@ def test_a_model_waits_for_its_teacher_even_if_that_fails(checkout):
     assert set(runs(checkout.calls(), "finetune")) == {"fp-sst2", "fp-stsb", "bit-stsb"}
     ended = checkout.run("-", **chosen)
     assert ended.returncode == 0, ended.stderr
-    assert list(runs(checkout.calls(), "finetune"))[2:] == ["bit-sst2", "bit-stsb"]
+    assert set(list(runs(checkout.calls(), "finetune"))[2:]) == {"bit-sst2", "bit-stsb"}
     # Now the teachers may be left out.
     ended = checkout.run("-", MODELS="bibert")
     assert ended.returncode == 0, ended.stderr
@@ -235,3 +251,27 @@ def test_variables_are_checked_before_anything_starts(checkout, text, variables,
     ended = checkout.run(text, **variables)
     assert ended.returncode == 1 and message in ended.stderr
     assert not checkout.calls()
+
+
+@pytest.mark.parametrize(
+    ("text", "models", "stopped"),
+    [("text", "bipft_b", ["bipft_b"]), ("-", "fp", ["fp-sst2", "fp-stsb"])],
+)
+def test_runs_have_saved_when_the_script_was_stopped(checkout, text, models, stopped):
+    process = checkout.start(text, MODELS=models, PARALLEL="2", GO_ON=" ".join(stopped))
+    try:
+        workdirs = [checkout.root / "runs" / name for name in stopped]
+        deadline = time.monotonic() + 40
+        while not all((workdir / "started").exists() for workdir in workdirs):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        process.wait(timeout=40)
+        assert all((workdir / "saved").exists() for workdir in workdirs)
+        assert process.returncode == 143
+        assert not list((checkout.root / "runs" / "results").glob(f"{stopped[0]}*.json"))
+    finally:
+        process.kill()
+        process.communicate()
+    ended = checkout.run(text, MODELS=models)
+    assert ended.returncode == 0, ended.stderr

@@ -1,14 +1,16 @@
-"""Compares the results of finetuning runs in a Markdown table.
+"""Compares the results of runs in Markdown tables: one of finetuning, one of pretraining.
 
     python -m bipft_jax.comparison RESULT... [--last] [--glue_dir DIR]
 
-RESULT is the result.json of a finetuning run (over all its seeds, under any file name), or a
-directory to search for such files. A row is a model: a recipe with the rank of its estimators,
+RESULT is the result.json of a run (of finetuning over all its seeds), under any file name, or a
+directory to search for such files. Of finetuning, a row is a model: a recipe with the rank of its estimators,
 pretrained or not, with a distillation or without, and the checkpoint that it starts from, which is
 named where a recipe has several. A column is a metric of a task; a cell is the mean over seeds and
 the sample standard deviation, in percent, of each seed's best evaluation, or with --last of its
 last. --glue_dir adds a row for a linear model of bags of words
 (`bipft_jax/data/glue/bag_of_words.py`) and the standard error of an accuracy on that many dev rows.
+Of pretraining, a row is a setting, named by what it changes of the best one of its recipe and size;
+a cell is the mean over its seeds of a held-out loss (nats) or accuracy (percent).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from bipft_jax.data.glue import bag_of_words, own_tasks
 from bipft_jax.data.glue.tasks import TASKS, read_split
 from bipft_jax.models.recipes import RECIPES
 from bipft_jax.paths import require_local
+from bipft_jax.reports import pretraining_table
 from bipft_jax.reports.results import statistics
 from bipft_jax.reports.tables import percent
 
@@ -74,29 +77,41 @@ class Model(NamedTuple):
         return ", ".join(parts)
 
 
-def read_results(paths: Iterable[str | Path]) -> list[dict[str, Any]]:
+class Results(NamedTuple):
+    """Contents of result.json files, by file."""
+
+    finetuning: dict[Path, dict[str, Any]]
+    pretraining: dict[Path, dict[str, Any]]
+
+
+def read_results(paths: Iterable[str | Path]) -> Results:
     """Reads the results at these paths, recursively in directories; skips results of single seeds
-    and of pretraining.
+    of finetuning.
 
     Raises: ValueError for a path without results, or two results of the same model on the same
       task.
     """
-    by_cell: dict[tuple, tuple[Path, dict[str, Any]]] = {}
+    results = Results({}, {})
     for path in map(Path, paths):
         files = sorted(path.rglob("*.json")) if path.is_dir() else [path]
-        loaded = [(file.resolve(), _load(file, strictly=file == path)) for file in files]
-        loaded = [(file, result) for file, result in loaded if _is_of_a_task(result)]
-        if not loaded:
-            raise ValueError(f"{path} has no result.json of a finetuning run")
-        for file, result in loaded:
-            cell = Model.of(result), result["task"]
-            if cell in by_cell and by_cell[cell][0] != file:
-                raise ValueError(
-                    f"{by_cell[cell][0]} and {file} are both of {cell[0].label([])} on "
-                    f"{result['task']}: give one of them"
-                )
-            by_cell[cell] = file, result
-    return [result for _, result in by_cell.values()]
+        loaded = {file.resolve(): _load(file, strictly=file == path) for file in files}
+        new = Results(
+            {file: result for file, result in loaded.items() if _is_of_a_task(result)},
+            {f: r for f, r in loaded.items() if pretraining_table.is_of_pretraining(r)},
+        )
+        if not any(new):
+            raise ValueError(f"{path} has no result.json of a run")
+        for kind, of_path in zip(results, new, strict=True):
+            kind.update(of_path)
+    by_cell: dict[tuple[Model, str], Path] = {}
+    for file, result in results.finetuning.items():
+        model, task = Model.of(result), result["task"]
+        other = by_cell.setdefault((model, task), file)
+        if other != file:
+            raise ValueError(
+                f"{other} and {file} are both of {model.label([])} on {task}: give one of them"
+            )
+    return results
 
 
 def table(
@@ -106,7 +121,7 @@ def table(
     the order of the task table.
 
     Arguments:
-      results: as `read_results` returns them.
+      results: contents of result.json files of finetuning runs.
       glue_dir: the tasks' data, for the bag-of-words row; None: no such row.
       last: shows the scores of each seed's last evaluation, not of its best.
 
@@ -204,6 +219,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         require_local(vars(arguments))
-        print(table(read_results(arguments.results), arguments.glue_dir, arguments.last))
+        of_tasks, of_pretraining = (list(kind.values()) for kind in read_results(arguments.results))
+        tables = []
+        if of_tasks:
+            tables.append(table(of_tasks, arguments.glue_dir, arguments.last))
+        if of_pretraining:
+            tables.append(pretraining_table.table(of_pretraining, arguments.last))
+        print("\n\n".join(tables))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

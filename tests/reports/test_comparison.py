@@ -47,6 +47,26 @@ def test_models_are_rows_and_tasks_are_columns(tmp_path, capsys):
     ]
 
 
+def test_pretraining_has_a_table_of_its_own(tmp_path, capsys):
+    scores = {"mlm_loss": 5.0, "mlm_accuracy": 0.5, "nsp_loss": 0.6, "nsp_accuracy": 0.7}
+    pretraining = {
+        "recipe": "fp",
+        "size": "mini",
+        "selection_metric": "mlm_loss",
+        "higher_is_better": False,
+        "seeds": [{"best": scores, "last": {**scores, "mlm_loss": 6.0}}],
+        "config": {},
+    }
+    here = written(tmp_path / "a", x=result("fp", "sst2", 0.7), y=pretraining)
+    comparison.main([str(here), str(here / "y.json")])
+    printed = capsys.readouterr().out
+    assert "| `fp` | 70.0 ± 2.0 |" in printed
+    assert "| `fp`, mini | 5.000 | 50.0 | 0.600 | 70.0 | - | 1 |" in printed
+    comparison.main([str(here / "y.json"), "--last"])
+    last = capsys.readouterr().out
+    assert last.startswith("| pretraining |") and "| `fp`, mini | 6.000 |" in last
+
+
 def test_two_results_for_one_cell_are_refused(tmp_path):
     written(tmp_path / "a", x=result("fp", "cola", 0.1), y=result("fp", "cola", 0.2))
     with pytest.raises(SystemExit, match=r"x\.json and .*y\.json are both of `fp` on cola"):
@@ -87,7 +107,7 @@ def test_what_has_no_results_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"x\.json is not JSON"):
         comparison.main([str(tmp_path / "x.json")])
     (tmp_path / "x.json").write_text('{"task": "all", "mean": {}}')
-    with pytest.raises(SystemExit, match="no result.json of a finetuning run"):
+    with pytest.raises(SystemExit, match="no result.json of a run"):
         comparison.main([str(tmp_path)])
 
 

@@ -38,6 +38,14 @@ def test_seeds_share_a_row_and_settings_are_named_by_what_they_change():
     ]
 
 
+def test_a_metric_may_be_better_when_it_is_higher():
+    results = [result(4.0, batch_size=64), result(5.0)]
+    for each, accuracy in zip(results, (0.2, 0.3), strict=True):
+        each |= {"selection_metric": "mlm_accuracy", "higher_is_better": True}
+        each["seeds"][0]["best"]["mlm_accuracy"] = accuracy
+    assert ["5.000" in row for row in table(results).splitlines()[2:]] == [True, False]
+
+
 def test_objectives_are_not_mixed():
     with pytest.raises(ValueError, match="causal_lm and mlm_nsp have no common scores"):
         table([result(4.0), result(4.0, objective="causal_lm")])

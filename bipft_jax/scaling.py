@@ -33,6 +33,7 @@ from bipft_jax.paths import require_local, require_writable
 from bipft_jax.reports.plot import require_format
 from bipft_jax.reports.results import read_result
 from bipft_jax.reports.scaling_law import ScalingLaw, fit
+from bipft_jax.reports.settings import COMPUTED
 from bipft_jax.reports.tables import aligned
 
 _SAMPLES, _INTERVAL = 1_000, (5, 95)  # bootstrap samples; percent
@@ -118,12 +119,8 @@ def read_points(paths: Iterable[str | Path]) -> dict[str, list[Point]]:
     return {name: sorted(points[name], key=lambda point: point.parameters) for name in order}
 
 
-# Keys in which runs may differ: rates and stages are each recipe's and size's own, and others
-# change how a run is computed, not what.
-_FREE = frozenset(
-    "recipe size seed learning_rate second_peak mesh data_workers log_every profile_steps "
-    "keep_every compute backward remat scan_layers".split()
-)
+# Keys in which runs may differ: rates and stages are each recipe's and size's own.
+_FREE = COMPUTED | {"recipe", "size", "seed", "learning_rate", "second_peak"}
 
 
 def _of_a_decoder(file: Path) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ _MAY_CHANGE = ("mesh.", "data_workers", "log_every", "profile_steps")
 _MAY_MOVE = ("corpus_dir", "glue_dir")
 # Keys that the first version's configs lacked, by dotted name, with the value that runs had then,
 # so that those runs can resume.
-_ADDED_SINCE: dict[str, Any] = {
+ADDED_SINCE: dict[str, Any] = {
     "mlm_distillation": 0.0,
     "objective": "mlm_nsp",
     "second_peak": 0.0,
@@ -202,7 +202,7 @@ def check_workdir(workdir: str | os.PathLike[str], config: Mapping[str, Any]) ->
     if recorded is None:
         return text
     old, new = _flat_texts(recorded), _flat_texts(json.loads(text))
-    old = {**{k: json.dumps(v) for k, v in _ADDED_SINCE.items() if k in new}, **old}
+    old = {**{k: json.dumps(v) for k, v in ADDED_SINCE.items() if k in new}, **old}
     moved = tuple(key for key in _MAY_MOVE if key in recorded_inputs(workdir))
     # Compared as JSON text with sorted keys, in which NaN equals NaN.
     changed = [

@@ -3,13 +3,13 @@
     python -m bipft_jax.comparison RESULT... [--last] [--glue_dir DIR]
 
 RESULT is the result.json of a run (of finetuning over all its seeds), under any file name, or a
-directory to search for such files. Of finetuning, a row is a model: a recipe with the rank of its estimators,
-pretrained or not, with a distillation or without, and the checkpoint that it starts from, which is
-named where a recipe has several. A column is a metric of a task; a cell is the mean over seeds and
-the sample standard deviation, in percent, of each seed's best evaluation, or with --last of its
-last. --glue_dir adds a row for a linear model of bags of words
+directory to search for such files. Of finetuning, a row is a model: a recipe with the rank of its
+estimators, pretrained or not, with a distillation or without, and the checkpoint that it starts
+from, which is named where a recipe has several. A column is a metric of a task; a cell is the mean
+over seeds and the sample standard deviation, in percent, of each seed's best evaluation, or with
+--last of its last. --glue_dir adds a row for a linear model of bags of words
 (`bipft_jax/data/glue/bag_of_words.py`) and the standard error of an accuracy on that many dev rows.
-Of pretraining, a row is a setting, named by what it changes of the best one of its recipe and size;
+Of pretraining, a row is a setting, named by the keys in which those of its recipe and size differ;
 a cell is the mean over its seeds of a held-out loss (nats) or accuracy (percent).
 """
 
@@ -219,12 +219,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         require_local(vars(arguments))
-        of_tasks, of_pretraining = (list(kind.values()) for kind in read_results(arguments.results))
-        tables = []
-        if of_tasks:
-            tables.append(table(of_tasks, arguments.glue_dir, arguments.last))
-        if of_pretraining:
-            tables.append(pretraining_table.table(of_pretraining, arguments.last))
+        results = read_results(arguments.results)
+        tables = pretraining_table.tables(results.pretraining, arguments.last)
+        if results.finetuning:
+            of_tasks = list(results.finetuning.values())
+            tables.insert(0, table(of_tasks, arguments.glue_dir, arguments.last))
         print("\n\n".join(tables))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

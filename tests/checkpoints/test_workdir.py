@@ -108,7 +108,7 @@ def test_data_may_move_where_it_is_known_by_what_it_is(tmp_path):
 
 def test_a_key_that_was_added_since_has_had_its_default(tmp_path, monkeypatch):
     claim_workdir(tmp_path, CONFIG)
-    monkeypatch.setattr(workdirs, "_ADDED_SINCE", {"model.norm": "post", "never": 1})
+    monkeypatch.setattr(workdirs, "ADDED_SINCE", {"model.norm": "post", "never": 1})
     added = {**CONFIG, "model": {**CONFIG["model"], "norm": "post"}}
     claim_workdir(tmp_path, added)
     claim_workdir(tmp_path, CONFIG)

@@ -48,23 +48,23 @@ def test_models_are_rows_and_tasks_are_columns(tmp_path, capsys):
 
 
 def test_pretraining_has_a_table_of_its_own(tmp_path, capsys):
-    scores = {"mlm_loss": 5.0, "mlm_accuracy": 0.5, "nsp_loss": 0.6, "nsp_accuracy": 0.7}
+    scores = {"loss": 5.6, "mlm_loss": 5.0, "mlm_accuracy": 0.5, "nsp_loss": 0.6, "nsp_accuracy": 0.7}
     pretraining = {
         "recipe": "fp",
         "size": "mini",
-        "selection_metric": "mlm_loss",
+        "selection_metric": "loss",
         "higher_is_better": False,
         "seeds": [{"best": scores, "last": {**scores, "mlm_loss": 6.0}}],
-        "config": {},
+        "config": {"seed": 0},
     }
     here = written(tmp_path / "a", x=result("fp", "sst2", 0.7), y=pretraining)
     comparison.main([str(here), str(here / "y.json")])
     printed = capsys.readouterr().out
     assert "| `fp` | 70.0 ± 2.0 |" in printed
-    assert "| `fp`, mini | 5.000 | 50.0 | 0.600 | 70.0 | - | 1 |" in printed
+    assert "| `fp`, mini | 5.600 | 5.000 | 50.0 | 0.600 | 70.0 | - | 1 |" in printed
     comparison.main([str(here / "y.json"), "--last"])
     last = capsys.readouterr().out
-    assert last.startswith("| pretraining |") and "| `fp`, mini | 6.000 |" in last
+    assert last.startswith("| pretraining |") and "| `fp`, mini | 5.600 | 6.000 |" in last
 
 
 def test_two_results_for_one_cell_are_refused(tmp_path):

@@ -13,14 +13,15 @@ _KEPT = (
     (-4, 0),  # M_MMAP_MAX: no block gets pages of its own, which the kernel takes back when freed
     (-1, -1),  # M_TRIM_THRESHOLD: the end of the heap never goes back either
 )
-_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*")
+_ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
 
 
 def keep_freed_memory() -> bool:
-    """Makes the C library keep freed memory for the next allocation, if JAX will compute on the CPU.
+    """Makes the C library keep freed memory for the next allocation, if JAX will compute on the
+    CPU.
 
-    XLA allocates the temporary arrays of every update anew, and glibc gives blocks of that size back
-    to the kernel, which then clears and maps each page again: up to a third of an update's CPU time.
+    XLA allocates the temporary arrays of every update anew, and glibc gives blocks of that size
+    back to the kernel, which then clears and maps each page again (README, "Speed").
 
     Call it before JAX's first computation: a thread that has allocated memory stays with its own
     heap. The process then holds as much memory as it once needed.

@@ -134,7 +134,7 @@ def train(config: ml_collections.ConfigDict, workdir: str) -> TrainState:
             state = loop.run(run.learner, course, checkpointer, state, teacher_params)
             if is_first():
                 seed = of_seed(config.seed, config.num_updates, checkpointer)
-                tokens = config.num_updates * config.batch_size * run.examples.sequence_length
+                tokens = config.num_updates * course.tokens
                 result = of_pretraining(config, from_corpus, seed, tokens)
                 write_json(os.path.join(workdir, RESULT_NAME), result)
             say(f"pretrained {config.num_updates} updates: {workdir}")

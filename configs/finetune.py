@@ -31,8 +31,8 @@ def get_config(arg: str = "bipft_b,sst2") -> ml_collections.ConfigDict:
     config.estimator_rank = -1  # rank of bipft_b's residual estimators; -1: the recipe's, 1
     config.lora_rank = 0  # rank of products added to attention's linears; 0: none
     config.full_precision_weights = False  # of linears; activations and embedding stay binary
-    # Workdir of a pretraining run, or of one seed of a finetuning run: its best checkpoint, or with
-    # WORKDIR@UPDATE that of an update, which keep_every of the run kept (also in `teacher`)
+    # Workdir of a pretraining run, or of one seed of a finetuning run: its best checkpoint;
+    # WORKDIR@UPDATE: that of an update, which keep_every of pretraining kept
     config.init_from = ""
     config.pretrained = True  # False takes only size and tokenizer from init_from: the baseline
     config.teacher = ""  # workdir of one seed of a finetuning run on the same task to distil from

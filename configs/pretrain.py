@@ -111,8 +111,8 @@ def get_config(arg: str = "bipft_b,mini") -> ml_collections.ConfigDict:
     # Held-out sequences per evaluation, at most 32 per data x fsdp shard at a time; the same on
     # every mesh, except for the remainder of an even split over the shards; 0: all
     config.evaluation_sequences = 1_024
-    # Updates, a multiple of evaluate_every; keep each such checkpoint besides best and latest, to
-    # start from as WORKDIR@UPDATE; 0: none
+    # Checkpoints, made by evaluations, whose update is a multiple of this are kept besides best and
+    # latest, to start from as WORKDIR@UPDATE; 0: none
     config.keep_every = 0
     config.profile_steps = ""  # "10:15" writes WORKDIR/profile, a trace of updates 11 to 15
     if recipe.startswith("bitnet"):

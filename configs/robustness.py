@@ -43,15 +43,17 @@ def get_config(arg: str = "bipft_a,rte") -> ml_collections.ConfigDict:
     finetune = runpy.run_path(str(Path(__file__).with_name("finetune.py")))
     config = finetune["get_config"](f"{parts['RECIPE']},{parts['TASK']}")
     if parts["RATE"]:
-        config.learning_rate = float(parts["RATE"])
+        try:
+            config.learning_rate = float(parts["RATE"])
+        except ValueError as error:
+            raise ValueError(f"RATE is {parts['RATE']!r}, not a number, in {arg!r}") from error
     return config
 
 
 def get_hyper(arg: str = "") -> list[dict]:
     """The points of `launch/sweep.py`. arg: as of `get_config`.
 
-    Raises: ValueError without the workdirs, or for a teacher of scores, from which "bit" teaches
-      nothing (`score_mse` in configs/finetune.py).
+    Raises: ValueError without the workdirs, or for a teacher of all tasks.
     """
     parts, config = _parts(arg), get_config(arg)
     if not (parts["BASELINE"] and parts["BINARY"]):
@@ -59,8 +61,8 @@ def get_hyper(arg: str = "") -> list[dict]:
             f"the config's argument is {arg!r}: give --config=configs/robustness.py:"
             f"{','.join(_PARTS)}, of which TEACHER and RATE may be left out"
         )
-    if parts["TEACHER"] and parts["TASK"] == "stsb":
-        raise ValueError("stsb has scores, which are not distilled here: leave TEACHER empty")
+    if parts["TEACHER"] and parts["TASK"] == "all":
+        raise ValueError("a teacher belongs to one task: give a TASK, or leave TEACHER empty")
     rate, size = config.learning_rate, config.batch_size
     around = [
         *(dict(learning_rate=rate * by, batch_size=size) for by in (0.25, 0.5, 1.0, 2.0, 4.0)),
@@ -70,6 +72,8 @@ def get_hyper(arg: str = "") -> list[dict]:
     taught = [{}]  # by no teacher
     if parts["TEACHER"]:
         taught.append(dict(distillation="bit", teacher=parts["TEACHER"]))
+        if parts["TASK"] == "stsb":
+            taught[-1]["score_mse"] = True  # else "bit" teaches no scores
     return product(starts, taught, around)
 
 

@@ -99,6 +99,10 @@ done
 is_in() { [[ " ${*:2} " == *" $1 "* ]]; }  # WORD WORDS...
 distils() { [[ "${rows[$1]}" == *" distillation="* ]]; }  # MODEL
 starts=()  # what is pretrained in binary or imported
+if [[ -z "${chosen[*]}" || -n "$(printf '%s\n' "${chosen[@]}" | sort | uniq -d)" ]]; then
+  echo "error: MODELS is '${MODELS:-}': name each model once" >&2
+  exit 1
+fi
 for model in "${chosen[@]}"; do
   if [[ -z "${rows[$model]:-}" ]]; then
     echo "error: MODELS has $model: choose from ${names[*]}" >&2
@@ -123,6 +127,10 @@ for split in train validation; do
 done
 if [[ -n "$binary" ]]; then
   require "$binary/config.json" "BINARY is a directory of a pretrained bipft_b"
+  if ! is_in bipft_b "${starts[@]}"; then
+    echo "error: no model of MODELS starts from BINARY: leave BINARY empty" >&2
+    exit 1
+  fi
 fi
 if is_in bipft_b "${starts[@]}" && [[ -e "$runs/bipft_b" ]]; then
   imported="$(cat "$runs/bipft_b/imported_from" 2> /dev/null || true)"
@@ -145,7 +153,7 @@ for task in "${tasks[@]}"; do
     require "$glue/${directories[$task]}/train.tsv" "GLUE is a glue_dir with the tasks"
   fi
   for model in "${chosen[@]}"; do
-    if distils "$model" && ! is_in fp "${chosen[@]}"; then
+    if [[ -z "$until" ]] && distils "$model" && ! is_in fp "${chosen[@]}"; then
       require "$runs/fp-$task/result.json" "$model needs its teacher: add fp to MODELS"
     fi
   done
@@ -174,6 +182,7 @@ train() {  # FLAGS...: if this shell is stopped, so is the run, which saves firs
   $python launch/train.py "$@" &
   trap "kill $! 2> /dev/null; wait $!; exit 143" INT TERM
   wait $!
+  trap - INT TERM
 }
 pretrain() {  # NAME RECIPE FLAGS...
   local name="$1" recipe="$2"

@@ -452,8 +452,12 @@ def test_the_points_of_robustness_take_their_workdirs_from_the_argument(command,
     assert sum(taught in run for run in runs) == 16
     with pytest.raises(ValueError, match="RECIPE,TASK,BASELINE,BINARY,TEACHER,RATE, of which"):
         robustness.get_hyper("bipft_a,rte,fp")
-    with pytest.raises(ValueError, match="stsb has scores"):
-        robustness.get_hyper("bipft_a,stsb,fp,b,t")
+    with pytest.raises(ValueError, match="belongs to one task"):
+        robustness.get_hyper("bipft_a,all,fp,b,t")
+    with pytest.raises(ValueError, match="RATE is 'high'"):
+        robustness.get_config("bipft_a,rte,fp,b,t,high")
+    of_scores = robustness.get_hyper("bipft_a,stsb,fp,b,t")
+    assert [point.get("score_mse", False) for point in of_scores] == 2 * (8 * [False] + 8 * [True])
     without = robustness.get_hyper("bipft_a,stsb,fp,b")
     rates = {(point["init_from"], point["learning_rate"]) for point in without}
     assert len(without) == 16 and ("fp", 4 * 2e-5) in rates

@@ -254,7 +254,8 @@ def _axis(key: str | None, values: list[Any]) -> tuple[str, list[str] | None, li
 
 
 def _told_apart(points: Sequence[Point]) -> tuple[Point, list[Point]]:
-    """What all points share, and of each point the fewest keys that tell it from the others."""
+    """What all points share, and of each point keys that tell it from the others, none of which can
+    be left out."""
 
     def reduced(point: Point, keys: Iterable[str]) -> Point:
         return {key: point[key] for key in keys if key in point}

@@ -56,7 +56,7 @@ class Course:
     dropout: index of an update, from 0 -> whether the student uses dropout.
     describe_batch: index of an update, from 0 -> text that describes its batch in an error message.
     after_divergence: advice for a run whose updates are not finite.
-    tokens: of an update, if every update has as many.
+    tokens: of one update, padding included; None if updates differ.
     """
 
     config: ml_collections.ConfigDict

@@ -21,6 +21,7 @@
 #   UNTIL=pretrained           ends before finetuning
 #   DATA_WORKERS=0             processes that make pretraining examples; 6 keep up with one GPU
 #   TASKS="cola sst2 mrpc stsb rte qnli"   in this order
+#   SEEDS=0,1,2                of finetuning
 #   PARALLEL=1                 finetunings at once; 6 share one GPU with 16 CPU cores well
 #   FINETUNE_FLAGS="--config.KEY=VALUE ..."   of every finetuning (configs/finetune.py), after its
 #                              own, such as --config.dropout=0.0. Other flags need another RUNS
@@ -253,7 +254,7 @@ finetune() {  # MODEL TASK
   fi
   if [[ "$start" == teacher ]]; then start="fp-$2/seed_0"; fi
   if train --config="configs/finetune.py:$recipe,$2" --workdir="$runs/$name" \
-    --config.init_from="$runs/$start" --config.glue_dir="$glue" --config.seeds='(0,1,2)' \
+    --config.init_from="$runs/$start" --config.glue_dir="$glue" --config.seeds="(${SEEDS:-0,1,2},)" \
     --config.learning_rate="$rate" --config.max_length="${lengths[$2]:-128}" \
     --config.length_buckets=1 --config.schedule=linear --config.max_updates=1000 \
     --config.evaluate_every=250 --config.log_every=250 --config.dtype="$dtype" "${flags[@]}" \

@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from bipft_jax.objectives.objective import Panel
 from bipft_jax.objectives.table import OBJECTIVES
@@ -98,7 +99,10 @@ def figure(runs: Mapping[str, Records]) -> Figure:
                 _line(panel, log, over, key, color=color, alpha=alpha, linewidth=1.0)
         axes[0].plot([], [], color=color, label=name)
     for panel in axes:
-        panel.set_xlabel("tokens" if over == "tokens" else "update", fontsize=8)
+        panel.set_xlabel("update", fontsize=8)
+        if over == "tokens":
+            panel.set_xlabel("tokens", fontsize=8)
+            panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.tick_params(labelsize=8)
         panel.grid(alpha=0.3)
     drawing.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)

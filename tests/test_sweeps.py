@@ -211,7 +211,9 @@ def test_checkpoints_of_one_run_have_an_axis_of_updates(tmp_path):
     (panel,) = scored(
         points, tmp_path / "one", lambda point: int(point["init_from"][-4:-2].strip("@"))
     )
-    assert panel.get_xlabel() == f"init_from: updates of {run}"
+    title = panel.get_xlabel()
+    assert title.replace("\n", "").replace(" ", "") == f"init_from:updatesof{run}"
+    assert max(map(len, title.splitlines())) <= 70
     assert list(lines(panel).values()) == [([(500, 5), (1000, 10), (1500, 15)], [None] * 3)]
 
     points.append({"init_from": run})  # the best: of no known update

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import math
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ _COLUMNS = 4
 _MOST_TICKS = 8  # a numeric axis with at most so many values has a tick at every value
 _MOST_CHARACTERS = 50  # of the texts of an axis that fit beside each other
 _LONGEST_TEXT = 40  # of a legend with two columns
+_LONGEST_TITLE = 70  # of a line of an axis title
 _MOST_LINES = 10  # of different colours
 
 
@@ -183,7 +185,7 @@ def figure(points: Iterable[Mapping[str, Any]], workdir: str | Path) -> Figure:
     for number, panel in enumerate(panels, start=1):
         axes = drawing.add_subplot(rows_of_panels, columns, number)
         _draw(axes, panel)
-        axes.set_xlabel(panel.title, fontsize=8)
+        axes.set_xlabel(textwrap.fill(panel.title, _LONGEST_TITLE), fontsize=8)
         axes.set_ylabel(*_metric_text(metrics), fontsize=8)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# What makes a binary model learn more from each token. Pretrains a full-precision mini (4 x 256) on
+# 8 M tokens; then bipft_b from its weights and with it as teacher, on 5 M tokens in another order,
+# with the best settings, with the defaults of configs/pretrain.py, and with those at another batch.
+# Prints a table of held-out losses and plots the curves.
+#
+#   bash launch/pretrain_search.sh TEXT VOCABULARY [RUNS]
+#
+# TEXT: directory of *-train-*.jsonl.xz and *-validation-*.jsonl.xz, 200 MB of English before
+# compression. VOCABULARY: vocab.txt of BERT, uncased. RUNS (default runs/pretrain_search) receives
+# everything; the same command resumes a stopped one. RUNS/results receives result.json and
+# metrics.jsonl of each run, and curves.png. Variables of the environment:
+#
+#   POINTS="best-1 defaults-1 best-2 defaults-2 batch-32-1"   NAME-SEED, in this order
+#
+# On two CPU cores (AMD EPYC, Zen 5; float32) a run takes 15 minutes. launch/pretrain_search_results
+# has the results and what they say.
+set -euo pipefail
+if [[ "${1:-}" == -h || "${1:-}" == --help || $# -lt 2 ]]; then
+  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+  if [[ $# -lt 2 && "${1:-}" != -h && "${1:-}" != --help ]]; then exit 2; fi
+  exit
+fi
+root="$(realpath "$(dirname "$0")/..")"
+here() { realpath -m -s --relative-to="$root" "$1"; }
+text="$(here "$1")" vocabulary="$(here "$2")" runs="$(here "${3:-$root/runs/pretrain_search}")"
+cd "$root"
+read -ra names <<< "${POINTS:-best-1 defaults-1 best-2 defaults-2 batch-32-1}"
+
+sequences=78080  # of 64 tokens: 5 M tokens
+batches() {  # SIZE -> the flags of a run of so many sequences
+  local updates=$((sequences / $1))
+  echo "--config.batch_size=$1 --config.num_updates=$updates --config.warmup_updates=$((updates / 10))"
+}
+best="$(batches 32) --config.learning_rate=1e-3 --config.mlm_distillation=1 \
+--config.dropout=0.0 --config.teacher_dropout=False"
+declare -A points=(  # of two values for a flag, the last one counts
+  [best]="$best"
+  [defaults]="$(batches 256)"  # a warm-up of 500 updates, the default, would be longer than the run
+  [batch-32]="$(batches 32)"
+)
+
+for name in "${names[@]}"; do
+  if [[ ! "$name" =~ ^(.+)-[0-9]+$ || -z "${points[${BASH_REMATCH[1]}]:-}" ]]; then
+    echo "error: POINTS has $name: give NAME-SEED, NAME one of ${!points[*]}" >&2
+    exit 1
+  fi
+done
+for split in train validation; do
+  if ! compgen -G "$text/*-$split-*.jsonl.xz" > /dev/null; then
+    echo "error: $text has no *-$split-*.jsonl.xz: TEXT is the directory of the pretraining text" >&2
+    exit 1
+  fi
+done
+if [[ ! -f "$vocabulary" ]]; then
+  echo "error: $vocabulary is missing: VOCABULARY is BERT's vocab.txt" >&2
+  exit 1
+fi
+
+source launch/environment.sh
+prepare_environment ""
+python=.venv/bin/python
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(realpath -m "$runs/compiled")}"
+
+$python -m bipft_jax.data.corpus --output "$runs/corpus" \
+  --input "$text/*-train-*.jsonl.xz" --validation_input "$text/*-validation-*.jsonl.xz" \
+  --tokenizer "$vocabulary" --sequence_length 64
+
+pretrain() {  # NAME RECIPE FLAGS...
+  local name="$1" recipe="$2"
+  shift 2
+  echo
+  echo "== $name"
+  $python launch/train.py --config="configs/pretrain.py:$recipe,mini" --workdir="$runs/$name" \
+    --config.corpus_dir="$runs/corpus" --config.log_every=61 --config.evaluate_every=305 "$@" &
+  trap "kill $! 2> /dev/null; wait $!; exit 143" INT TERM  # the run saves and ends
+  wait $!
+  trap - INT TERM
+  mkdir -p "$runs/results/$name"
+  cp "$runs/$name"/{result.json,metrics.jsonl} "$runs/results/$name"
+}
+pretrain fp fp --config.batch_size=64 --config.num_updates=1952 --config.warmup_updates=195 \
+  --config.learning_rate=1e-3 --config.dropout=0.0 --config.evaluate_every=976
+for name in "${names[@]}"; do
+  read -ra flags <<< "${points[${name%-*}]}"
+  pretrain "$name" bipft_b --config.init_from="$runs/fp" --config.teacher="$runs/fp" \
+    --config.seed="${name##*-}" "${flags[@]}"
+done
+echo
+$python -m bipft_jax.comparison "$runs/results"
+$python -m bipft_jax.plot "${names[@]/#/$runs/results/}" --output "$runs/results/curves.png"

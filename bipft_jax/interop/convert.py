@@ -154,7 +154,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--workdir", required=True, metavar="DIR", help="of a pretraining run or of one seed_N"
     )
     from_workdir.add_argument("--output", required=True, metavar="DIR", help="new or empty")
-    from_workdir.add_argument("--step", type=_step, metavar="best|latest|N", help="default: best, or that of DIR@N")
+    from_workdir.add_argument(
+        "--step", type=_step, metavar="best|latest|N", help="default: best, or that of DIR@N"
+    )
     from_workdir.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),

@@ -43,7 +43,9 @@ def tables(results: Mapping[Path, Result], last: bool = False) -> list[str]:
 def _table(objective: str, results: Mapping[Path, Result], which: str) -> str:
     rows_of = _by_setting(results)
     selected = next(iter(results.values()))["selection_metric"]
-    parts = [name for part in objective_named(objective).shown for name in (part.loss, part.accuracy)]
+    parts = [
+        name for part in objective_named(objective).shown for name in (part.loss, part.accuracy)
+    ]
     metrics = list(dict.fromkeys([selected, *parts]))
     lines = [["pretraining", *(f"held-out {name}" for name in metrics), "M tokens", "seeds"]]
     lines.append(["---", *("---:" for _ in lines[0][1:])])

@@ -11,7 +11,8 @@ from bipft_jax.checkpoints.workdir import ADDED_SINCE
 
 # Keys that change how a run is computed, not what.
 COMPUTED = frozenset(
-    "mesh data_workers log_every profile_steps keep_every compute backward remat scan_layers".split()
+    "mesh data_workers log_every profile_steps keep_every compute backward remat "
+    "scan_layers".split()
 )
 
 

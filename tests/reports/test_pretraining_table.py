@@ -50,7 +50,8 @@ def test_seeds_share_a_row_which_has_the_settings_that_differ():
 
 def test_the_last_evaluation_may_have_a_score_that_is_not_finite():
     (table,) = tables(filed(result(4.0)), last=True)
-    assert table.splitlines()[-1] == "| `bipft_b`, mini | 4.000 | 3.500 | 25.0 | - | 75.0 | 5.0 | 1 |"
+    row = "| `bipft_b`, mini | 4.000 | 3.500 | 25.0 | - | 75.0 | 5.0 | 1 |"
+    assert table.splitlines()[-1] == row
 
 
 def test_a_metric_may_be_better_when_it_is_higher():

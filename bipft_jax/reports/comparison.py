@@ -77,6 +77,23 @@ class Model(NamedTuple):
         return ", ".join(parts)
 
 
+def tables(
+    paths: Iterable[str | Path], glue_dir: str | Path | None = None, last: bool = False
+) -> str:
+    """The tables of the results at these paths, recursively in directories, as Markdown.
+
+    glue_dir, last: of `table`.
+
+    Raises: as `read_results` and `table`.
+    """
+    results = read_results(paths)
+    of_pretraining = pretraining_table.tables(results.pretraining, last)
+    if not results.finetuning:
+        return "\n\n".join(of_pretraining)
+    of_tasks = table(list(results.finetuning.values()), glue_dir, last)
+    return "\n\n".join([of_tasks, *of_pretraining])
+
+
 class Results(NamedTuple):
     """Contents of result.json files, by file."""
 
@@ -219,11 +236,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         require_local(vars(arguments))
-        results = read_results(arguments.results)
-        tables = pretraining_table.tables(results.pretraining, arguments.last)
-        if results.finetuning:
-            of_tasks = list(results.finetuning.values())
-            tables.insert(0, table(of_tasks, arguments.glue_dir, arguments.last))
-        print("\n\n".join(tables))
+        print(tables(arguments.results, arguments.glue_dir, arguments.last))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

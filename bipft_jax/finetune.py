@@ -34,7 +34,6 @@ from bipft_jax.data.glue import batches as glue_batches
 from bipft_jax.data.glue import metrics as glue_metrics
 from bipft_jax.data.glue import own_tasks
 from bipft_jax.data.glue import tasks as glue
-from bipft_jax.heap import keep_freed_memory
 from bipft_jax.models.recipes import recipe_named
 from bipft_jax.objectives.task_distillation import DISTILLATIONS
 from bipft_jax.processes import interruption, is_first, say
@@ -99,7 +98,6 @@ def train(
       FloatingPointError once losses or gradients stay non-finite; SystemExit (0) after SIGTERM,
       once the state is saved.
     """
-    keep_freed_memory()
     check_keys(config, "finetune")
     workdir = str(absolute(workdir))
     check_workdir(workdir, config.to_dict())

@@ -32,6 +32,7 @@ from pathlib import Path
 
 import ml_collections
 
+from bipft_jax.data.glue.tasks import TASKS
 from bipft_jax.points import product
 
 _PARTS = ("RECIPE", "TASK", "BASELINE", "BINARY", "TEACHER", "RATE")
@@ -72,7 +73,8 @@ def get_hyper(arg: str = "") -> list[dict]:
     taught = [{}]  # by no teacher
     if parts["TEACHER"]:
         taught.append(dict(distillation="bit", teacher=parts["TEACHER"]))
-        if parts["TASK"] == "stsb":
+        task = TASKS.get(parts["TASK"])  # None: a task of the user's own
+        if task and task.is_regression:
             taught[-1]["score_mse"] = True  # else "bit" teaches no scores
     return product(starts, taught, around)
 

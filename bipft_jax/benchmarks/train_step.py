@@ -255,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parse_arguments(arguments)
     try:
         require_local(vars(parsed))
-        keep_freed_memory()  # as runs do
+        keep_freed_memory()  # as pretraining does
         rows = measure(variants_of(parsed), parsed.batch * parsed.length, parsed.repeats)
         if parsed.json is not None:
             parsed.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

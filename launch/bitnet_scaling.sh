@@ -24,11 +24,9 @@
 # for full precision, 4.8e-2 for 1.58 bits), but not at the larger ones: with 3.2e-2, 4x96 learns
 # less than 2x48. Quantised recipes train in two stages (configs/pretrain.py).
 set -euo pipefail
-if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
-  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
-  exit
-fi
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/experiment.sh"
+need_arguments 0 "$@"
+cd "$root"
 runs="${1:-runs/bitnet_scaling}"
 read -ra recipes <<< "${RECIPES:-bitnet_fp bitnet_b158 bitnet_b1}"
 read -ra sizes <<< "${SIZES:-2x48 3x64 4x96 5x128 6x160}"
@@ -36,21 +34,15 @@ updates="${UPDATES:-400}" length="${LENGTH:-128}"
 declare -A rates=([bitnet_fp]="5e-4 1e-3 2e-3" [bitnet_b158]="1.5e-3 3e-3 6e-3" [bitnet_b1]="2e-3 4e-3 8e-3")
 for recipe in "${recipes[@]}"; do
   if [[ -z "${rates[$recipe]:-}" ]]; then
-    echo "error: RECIPES has $recipe: choose from ${!rates[*]}" >&2
-    exit 1
+    fail "RECIPES has $recipe: choose from ${!rates[*]}"
   fi
 done
 for size in "${sizes[@]}"; do
   if [[ ! "$size" =~ ^[0-9]+x[0-9]+$ ]]; then
-    echo "error: SIZES has $size: give sizes named LAYERSxHIDDEN" >&2
-    exit 1
+    fail "SIZES has $size: give sizes named LAYERSxHIDDEN"
   fi
 done
-source launch/environment.sh
-prepare_environment ""
-python=.venv/bin/python
-# The runs of a size share shapes: each is compiled once.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(realpath -m "$runs/compiled")}"
+prepare_experiment "$runs"
 
 $python -m bipft_jax.data.corpus --input "${TEXT:-package-docs}" --output "$runs/corpus" \
   --tokenizer "sentencepiece:${VOCABULARY:-1024}" --sequence_length "$length"
@@ -58,7 +50,7 @@ $python -m bipft_jax.data.corpus --input "${TEXT:-package-docs}" --output "$runs
 pretrain() {  # RECIPE SIZE SEED RATE NAME
   if [[ -f "$runs/$5/result.json" ]]; then return; fi
   echo; echo "== $5"
-  $python launch/train.py --config="configs/pretrain.py:$1,$2" --workdir="$runs/$5" \
+  train --config="configs/pretrain.py:$1,$2" --workdir="$runs/$5" \
     --config.corpus_dir="$runs/corpus" --config.num_updates="$updates" \
     --config.warmup_updates="$((updates / 10))" --config.batch_size="${BATCH:-64}" \
     --config.learning_rate="$4" --config.seed="$3" --config.dtype="${DTYPE:-float32}" \

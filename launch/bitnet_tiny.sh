@@ -16,19 +16,14 @@
 # minute for the corpus. Held-out bits a byte: bitnet_b158 1.712, bitnet_fp 1.707, 3-gram 1.592,
 # 2-gram 1.740, unigram 2.365: so little training does not reach three counted tokens.
 set -euo pipefail
-if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
-  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
-  exit
-fi
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/experiment.sh"
+need_arguments 0 "$@"
+cd "$root"
 runs="${1:-runs/bitnet_tiny}" updates="${UPDATES:-4000}"
 if [[ ! "$updates" =~ ^[0-9]+$ || "$updates" -lt 20 ]]; then
-  echo "error: UPDATES is $updates: give a number of at least 20" >&2
-  exit 1
+  fail "UPDATES is $updates: give a number of at least 20"
 fi
-source launch/environment.sh
-prepare_environment ""
-python=.venv/bin/python
+prepare_experiment "$runs"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 
 echo; echo "== 1. corpus: text to shards of token blocks, with case and line ends"
@@ -36,7 +31,7 @@ $python -m bipft_jax.data.corpus --input package-docs --output "$runs/corpus" \
   --tokenizer sentencepiece-cased:4096 --sequence_length 128
 
 pretrain() {  # RECIPE RATE
-  $python launch/train.py --config="configs/pretrain.py:$1,tiny" --workdir="$runs/$1" \
+  train --config="configs/pretrain.py:$1,tiny" --workdir="$runs/$1" \
     --config.corpus_dir="$runs/corpus" --config.batch_size=4 --config.num_updates="$updates" \
     --config.learning_rate="$2" --config.warmup_updates="$((updates / 20))" \
     --config.log_every="$((updates / 20))" --config.evaluate_every="$((updates / 2))"

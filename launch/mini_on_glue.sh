@@ -15,25 +15,21 @@
 # longer. launch/mini_on_glue_results holds the results:
 #   python -m bipft_jax.comparison launch/mini_on_glue_results
 set -euo pipefail
-root="$(realpath "$(dirname "$0")/..")"
-text="$(realpath -s --relative-to="$root" "$1")" glue="$(realpath -s --relative-to="$root" "$2")"
+source "$(dirname "$0")/experiment.sh"
+need_arguments 2 "$@"
+text="$(from_root "$1")" glue="$(from_root "$2")" runs="$(from_root "${3:-$root/runs/mini_on_glue}")"
 cd "$root"
-source launch/environment.sh
-prepare_environment ""
-python=.venv/bin/python
-runs="${3:-runs/mini_on_glue}"
+tasks=(cola sst2 mrpc stsb rte)
+require_text "$text"
+for task in "${tasks[@]}"; do require_task "$glue" "$task"; done
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-# The runs share shapes: each shape is compiled once.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(realpath -m "$runs/compiled")}"
-
-$python -m bipft_jax.data.corpus --output "$runs/corpus" \
-  --input "$text/*-train-*.jsonl.xz" --validation_input "$text/*-validation-*.jsonl.xz" \
-  --tokenizer sentencepiece:8000 --sequence_length 128
+prepare_experiment "$runs"
+make_corpus "$text" "$runs" --tokenizer sentencepiece:8000 --sequence_length 128
 
 pretrain() {  # RECIPE FLAGS...
   local recipe="$1"
   shift
-  $python launch/train.py --config="configs/pretrain.py:$recipe,mini" --workdir="$runs/$recipe" \
+  train --config="configs/pretrain.py:$recipe,mini" --workdir="$runs/$recipe" \
     --config.corpus_dir="$runs/corpus" --config.num_updates=3000 --config.batch_size=16 \
     --config.masking_rate=0.4 --config.learning_rate=1e-3 --config.warmup_updates=200 \
     --config.dropout=0.0 --config.evaluate_every=500 --config.evaluation_sequences=512 "$@"
@@ -52,13 +48,13 @@ if [[ "${UNTIL:-}" == pretrained ]]; then exit; fi
 finetune() {  # MODEL RECIPE TASK FLAGS...
   local name="$1-$3" config="configs/finetune.py:$2,$3"
   shift 3
-  $python launch/train.py --config="$config" --workdir="$runs/$name" --config.glue_dir="$glue" \
+  train --config="$config" --workdir="$runs/$name" --config.glue_dir="$glue" \
     --config.max_updates=300 --config.evaluate_every=50 --config.max_length=64 \
     --config.learning_rate=5e-4 --config.schedule=linear --config.seeds='(0,1,2)' "$@"
   cp "$runs/$name/result.json" "$runs/results/$name.json"
 }
 
-for task in cola sst2 mrpc stsb rte; do
+for task in "${tasks[@]}"; do
   for recipe in fp bipft_a bipft_b; do
     finetune "$recipe" "$recipe" "$task" --config.init_from="$runs/$recipe"
   done

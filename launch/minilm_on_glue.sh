@@ -50,64 +50,50 @@ table=(
   "bipft_b-distilled             bipft_b  bipft_b       3e-4 distillation=bit"
   "bipft_b-from-minilm-distilled bipft_b  minilm        5e-4 distillation=bit"
 )
-if [[ "${1:-}" == -h || "${1:-}" == --help || $# -lt 3 ]]; then
-  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
+source "$(dirname "$0")/experiment.sh"
+usage() {
+  head_comment
   printf '  %s\n' "${table[@]}"
-  if [[ $# -lt 3 && "${1:-}" != -h && "${1:-}" != --help ]]; then exit 2; fi
-  exit
-fi
-root="$(realpath "$(dirname "$0")/..")"
+}
+need_arguments 3 "$@"
 declare -A rows
 for row in "${table[@]}"; do
   names+=("${row%% *}")
   rows[${row%% *}]="$row"
 done
-here() { realpath -m -s --relative-to="$root" "$1"; }
-text="$1" glue="$(here "$2")" minilm="$(here "$3")"
-runs="$(here "${4:-$root/runs/minilm_on_glue}")"
-binary="${BINARY:+$(here "$BINARY")}"
-if [[ "$text" != - ]]; then text="$(here "$text")"; fi
+text="$1" glue="$(from_root "$2")" minilm="$(from_root "$3")"
+runs="$(from_root "${4:-$root/runs/minilm_on_glue}")"
+binary="${BINARY:+$(from_root "$BINARY")}"
+if [[ "$text" != - ]]; then text="$(from_root "$text")"; fi
 cd "$root"
 dtype="${DTYPE:-bfloat16}" updates="${UPDATES:-6104}" parallel="${PARALLEL:-1}" until="${UNTIL:-}"
 read -ra chosen <<< "${MODELS:-${names[*]}}"
 read -ra finetune_flags <<< "${FINETUNE_FLAGS:-}"
 read -ra tasks <<< "${TASKS:-cola sst2 mrpc stsb rte qnli}"
 
-require() {  # FILE WHAT
-  if [[ ! -e "$1" ]]; then
-    echo "error: $1 is missing: $2" >&2
-    exit 1
-  fi
-}
 if [[ ! "$updates" =~ ^[0-9]+$ || "$updates" -le 300 ]]; then
-  echo "error: UPDATES is $updates: give a number above 300" >&2
-  exit 1
+  fail "UPDATES is $updates: give a number above 300"
 fi
 if [[ ! "$parallel" =~ ^[1-9][0-9]*$ ]]; then
-  echo "error: PARALLEL is $parallel: give a number of finetunings, at least 1" >&2
-  exit 1
+  fail "PARALLEL is $parallel: give a number of finetunings, at least 1"
 fi
 if [[ -n "$until" && "$until" != pretrained ]]; then
-  echo "error: UNTIL is $until: leave it empty or give pretrained" >&2
-  exit 1
+  fail "UNTIL is $until: leave it empty or give pretrained"
 fi
 for flag in "${finetune_flags[@]}"; do
   if [[ "$flag" != --config.?*=* ]]; then
-    echo "error: FINETUNE_FLAGS has $flag: give flags of the form --config.KEY=VALUE" >&2
-    exit 1
+    fail "FINETUNE_FLAGS has $flag: give flags of the form --config.KEY=VALUE"
   fi
 done
 is_in() { [[ " ${*:2} " == *" $1 "* ]]; }  # WORD WORDS...
 distils() { [[ "${rows[$1]}" == *" distillation="* ]]; }  # MODEL
 starts=()  # what is pretrained in binary or imported
 if [[ -z "${chosen[*]}" || -n "$(printf '%s\n' "${chosen[@]}" | sort | uniq -d)" ]]; then
-  echo "error: MODELS is '${MODELS:-}': name each model once" >&2
-  exit 1
+  fail "MODELS is '${MODELS:-}': name each model once"
 fi
 for model in "${chosen[@]}"; do
   if [[ -z "${rows[$model]:-}" ]]; then
-    echo "error: MODELS has $model: choose from ${names[*]}" >&2
-    exit 1
+    fail "MODELS has $model: choose from ${names[*]}"
   fi
   read -r _ _ start _ <<< "${rows[$model]}"
   if ! is_in "$start" minilm teacher "${starts[@]}"; then starts+=("$start"); fi
@@ -117,42 +103,30 @@ for start in "${starts[@]}"; do
   if [[ -z "$binary" || "$start" != bipft_b ]]; then pretrained+=("$start"); fi
 done
 if [[ "$text" == - && ${#pretrained[@]} -gt 0 ]]; then
-  echo "error: TEXT is -, but MODELS needs the pretraining of ${pretrained[*]}: give its text" >&2
-  exit 1
+  fail "TEXT is -, but MODELS needs the pretraining of ${pretrained[*]}: give its text"
 fi
-for split in train validation; do
-  if [[ "$text" != - ]] && ! compgen -G "$text/*-$split-*.jsonl.xz" > /dev/null; then
-    echo "error: $text has no *-$split-*.jsonl.xz: TEXT is the directory of the pretraining text" >&2
-    exit 1
-  fi
-done
+if [[ "$text" != - ]]; then require_text "$text"; fi
 if [[ -n "$binary" ]]; then
   require "$binary/config.json" "BINARY is a directory of a pretrained bipft_b"
   if ! is_in bipft_b "${starts[@]}"; then
-    echo "error: no model of MODELS starts from BINARY: leave BINARY empty" >&2
-    exit 1
+    fail "no model of MODELS starts from BINARY: leave BINARY empty"
   fi
 fi
 if is_in bipft_b "${starts[@]}" && [[ -e "$runs/bipft_b" ]]; then
   imported="$(cat "$runs/bipft_b/imported_from" 2> /dev/null || true)"
   if [[ "$imported" != "$binary" ]]; then
-    echo "error: $runs/bipft_b was ${imported:+imported from }${imported:-pretrained there}, and" \
-      "BINARY is ${binary:-empty}: give another RUNS" >&2
-    exit 1
+    fail "$runs/bipft_b was ${imported:+imported from }${imported:-pretrained there}, and BINARY" \
+      "is ${binary:-empty}: give another RUNS"
   fi
 fi
 for file in config.json vocab.txt model.safetensors; do
   require "$minilm/$file" "MINILM is a directory of all-MiniLM-L6-v2"
 done
-declare -A directories=([cola]=CoLA [sst2]=SST-2 [mrpc]=MRPC [stsb]=STS-B [rte]=RTE [qnli]=QNLI [qqp]=QQP [mnli]=MNLI)
 for task in "${tasks[@]}"; do
-  if [[ -z "${directories[$task]:-}" ]]; then
-    echo "error: TASKS has $task: choose from ${!directories[*]}" >&2
-    exit 1
+  if [[ -z "${glue_directories[$task]:-}" ]]; then
+    fail "TASKS has $task: choose from ${!glue_directories[*]}"
   fi
-  if [[ ! -d "$glue/glue" ]]; then  # else prepared by TensorFlow Datasets
-    require "$glue/${directories[$task]}/train.tsv" "GLUE is a glue_dir with the tasks"
-  fi
+  require_task "$glue" "$task"
   for model in "${chosen[@]}"; do
     if [[ -z "$until" ]] && distils "$model" && ! is_in fp "${chosen[@]}"; then
       require "$runs/fp-$task/result.json" "$model needs its teacher: add fp to MODELS"
@@ -160,11 +134,7 @@ for task in "${tasks[@]}"; do
   done
 done
 
-source launch/environment.sh
-prepare_environment ""
-python=.venv/bin/python
-# The runs of a recipe share shapes: each is compiled once.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(realpath -m "$runs/compiled")}"
+prepare_experiment "$runs"
 
 if [[ ! -e "$runs/minilm/config.json" ]]; then
   rm -rf "$runs/minilm"  # of an import that was stopped
@@ -179,12 +149,6 @@ if [[ -n "$binary" ]] && is_in bipft_b "${starts[@]}" && [[ ! -e "$runs/bipft_b"
 fi
 
 mkdir -p "$runs/results"
-train() {  # FLAGS...: if this shell is stopped, so is the run, which saves first
-  $python launch/train.py "$@" &
-  trap "kill $! 2> /dev/null; wait $!; exit 143" INT TERM
-  wait $!
-  trap - INT TERM
-}
 pretrain() {  # NAME RECIPE FLAGS...
   local name="$1" recipe="$2"
   shift 2
@@ -201,9 +165,7 @@ flags_of() {  # MODEL: sets recipe, start, rate, and keys as flags
   flags=("${flags[@]/#/--config.}")
 }
 if ((${#pretrained[@]} > 0)); then
-  $python -m bipft_jax.data.corpus --output "$runs/corpus" \
-    --input "$text/*-train-*.jsonl.xz" --validation_input "$text/*-validation-*.jsonl.xz" \
-    --tokenizer "$minilm/vocab.txt" --sequence_length 128
+  make_corpus "$text" "$runs" --tokenizer "$minilm/vocab.txt" --sequence_length 128
   pretrain fp fp --config.init_from="$runs/minilm" --config.batch_size=256 \
     --config.num_updates=1200 --config.warmup_updates=120 --config.learning_rate=3e-4 \
     --config.evaluate_every=600 --config.log_every=100

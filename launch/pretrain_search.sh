@@ -16,14 +16,10 @@
 # On two CPU cores (AMD EPYC, Zen 5; float32) a run takes 15 minutes. launch/pretrain_search_results
 # has the results and what they say.
 set -euo pipefail
-if [[ "${1:-}" == -h || "${1:-}" == --help || $# -lt 2 ]]; then
-  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
-  if [[ $# -lt 2 && "${1:-}" != -h && "${1:-}" != --help ]]; then exit 2; fi
-  exit
-fi
-root="$(realpath "$(dirname "$0")/..")"
-here() { realpath -m -s --relative-to="$root" "$1"; }
-text="$(here "$1")" vocabulary="$(here "$2")" runs="$(here "${3:-$root/runs/pretrain_search}")"
+source "$(dirname "$0")/experiment.sh"
+need_arguments 2 "$@"
+text="$(from_root "$1")" vocabulary="$(from_root "$2")"
+runs="$(from_root "${3:-$root/runs/pretrain_search}")"
 cd "$root"
 read -ra names <<< "${POINTS:-best-1 defaults-1 best-2 defaults-2 batch-32-1}"
 
@@ -42,40 +38,22 @@ declare -A points=(  # of two values for a flag, the last one counts
 
 for name in "${names[@]}"; do
   if [[ ! "$name" =~ ^(.+)-[0-9]+$ || -z "${points[${BASH_REMATCH[1]}]:-}" ]]; then
-    echo "error: POINTS has $name: give NAME-SEED, NAME one of ${!points[*]}" >&2
-    exit 1
+    fail "POINTS has $name: give NAME-SEED, NAME one of ${!points[*]}"
   fi
 done
-for split in train validation; do
-  if ! compgen -G "$text/*-$split-*.jsonl.xz" > /dev/null; then
-    echo "error: $text has no *-$split-*.jsonl.xz: TEXT is the directory of the pretraining text" >&2
-    exit 1
-  fi
-done
-if [[ ! -f "$vocabulary" ]]; then
-  echo "error: $vocabulary is missing: VOCABULARY is BERT's vocab.txt" >&2
-  exit 1
-fi
+require_text "$text"
+require "$vocabulary" "VOCABULARY is BERT's vocab.txt"
 
-source launch/environment.sh
-prepare_environment ""
-python=.venv/bin/python
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(realpath -m "$runs/compiled")}"
-
-$python -m bipft_jax.data.corpus --output "$runs/corpus" \
-  --input "$text/*-train-*.jsonl.xz" --validation_input "$text/*-validation-*.jsonl.xz" \
-  --tokenizer "$vocabulary" --sequence_length 64
+prepare_experiment "$runs"
+make_corpus "$text" "$runs" --tokenizer "$vocabulary" --sequence_length 64
 
 pretrain() {  # NAME RECIPE FLAGS...
   local name="$1" recipe="$2"
   shift 2
   echo
   echo "== $name"
-  $python launch/train.py --config="configs/pretrain.py:$recipe,mini" --workdir="$runs/$name" \
-    --config.corpus_dir="$runs/corpus" --config.log_every=61 --config.evaluate_every=305 "$@" &
-  trap "kill $! 2> /dev/null; wait $!; exit 143" INT TERM  # the run saves and ends
-  wait $!
-  trap - INT TERM
+  train --config="configs/pretrain.py:$recipe,mini" --workdir="$runs/$name" \
+    --config.corpus_dir="$runs/corpus" --config.log_every=61 --config.evaluate_every=305 "$@"
   mkdir -p "$runs/results/$name"
   cp "$runs/$name"/{result.json,metrics.jsonl} "$runs/results/$name"
 }

@@ -11,19 +11,15 @@
 # Text: the documentation of Python and of five packages that this library requires. Task: classify
 # which of these six a sentence from a held-out document is about, from 20 labelled sentences of each.
 set -euo pipefail
-if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
-  sed -n '2,/^set /s/^# \{0,1\}//p' "$0"
-  exit
-fi
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/experiment.sh"
+need_arguments 0 "$@"
+cd "$root"
 runs=runs/quickstart
 if [[ $# -gt 0 && "$1" != -* ]]; then
   runs="$1"
   shift
 fi
-source launch/environment.sh
-prepare_environment ""
-python=.venv/bin/python
+prepare_experiment "$runs"
 # Before minutes are spent: every flag is one of both kinds of runs.
 $python - "$@" <<'PYTHON'
 import re, sys
@@ -54,11 +50,11 @@ pretraining=(
   --config.log_every=100 --config.evaluate_every=500
 )
 echo; echo "== 2. pretraining, MLM + NSP: fp (full precision), tiny"
-$python launch/train.py --config=configs/pretrain.py:fp,tiny --workdir="$runs/fp" \
+train --config=configs/pretrain.py:fp,tiny --workdir="$runs/fp" \
   "${pretraining[@]}" --config.num_updates=1000 "$@"
 
 echo; echo "== 3. pretraining: bipft_b (1-bit weights and activations), from fp and taught by it"
-$python launch/train.py --config=configs/pretrain.py:bipft_b,tiny --workdir="$runs/bipft_b" \
+train --config=configs/pretrain.py:bipft_b,tiny --workdir="$runs/bipft_b" \
   "${pretraining[@]}" --config.num_updates=500 --config.init_from="$runs/fp" \
   --config.teacher="$runs/fp" --config.mlm_distillation=1.0 --config.seed=1 "$@"
 
@@ -74,8 +70,8 @@ finetuning=(
   --config.learning_rate=1e-3 --config.schedule=linear --config.epochs=40
   --config.evaluate_every=50 --config.seeds="(0,1)"
 )
-$python launch/train.py "${finetuning[@]}" --workdir="$runs/finetuned" "$@"
-$python launch/train.py "${finetuning[@]}" --workdir="$runs/not-pretrained" \
+train "${finetuning[@]}" --workdir="$runs/finetuned" "$@"
+train "${finetuning[@]}" --workdir="$runs/not-pretrained" \
   --config.pretrained=False "$@"
 
 echo; echo "== 6. what pretraining was worth"

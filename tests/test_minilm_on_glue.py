@@ -58,7 +58,8 @@ class Checkout:
     def __init__(self, directory: Path) -> None:
         self.root = directory
         (directory / "launch").mkdir()
-        shutil.copy(ROOT / "launch" / "minilm_on_glue.sh", directory / "launch")
+        for script in ("minilm_on_glue.sh", "experiment.sh"):
+            shutil.copy(ROOT / "launch" / script, directory / "launch")
         (directory / "launch" / "environment.sh").write_text("prepare_environment() { :; }\n")
         python = directory / ".venv" / "bin" / "python"
         for path in (
@@ -221,6 +222,7 @@ def test_a_model_waits_for_its_teacher_even_if_that_fails(checkout):
     chosen = {"MODELS": "bit fp", "PARALLEL": "4"}
     ended = checkout.run("-", **chosen, FAIL="fp-sst2")
     assert ended.returncode == 1
+    assert "fp-sst2 failed: see runs/fp-sst2.log" in ended.stderr
     assert "bit-sst2 has no teacher: runs/fp-sst2 is not finished" in ended.stderr
     assert set(runs(checkout.calls(), "finetune")) == {"fp-sst2", "fp-stsb", "bit-stsb"}
     ended = checkout.run("-", **chosen)

@@ -7,7 +7,8 @@ directory to search for such files. Of finetuning, a row is a model: a recipe wi
 estimators, pretrained or not, with a distillation or without, and the checkpoint that it starts
 from, which is named where a recipe has several. A column is a metric of a task; a cell is the mean
 over seeds and the sample standard deviation, in percent, of each seed's best evaluation, or with
---last of its last. --glue_dir adds a row for a linear model of bags of words
+--last of its last. The average is over the tasks, each with the metric that selects its best
+evaluation, of the models that have them all. --glue_dir adds a row for a linear model of bags of words
 (`bipft_jax/data/glue/bag_of_words.py`) and the standard error of an accuracy on that many dev rows.
 Of pretraining, a row is a setting, named by the keys in which those of its recipe and size differ;
 a cell is the mean over its seeds of a held-out loss (nats) or accuracy (percent).
@@ -156,11 +157,16 @@ def table(
         for metric in result["mean"]
     }
     models = sorted({Model.of(result) for result in results})
-    rows = [["", *(f"{tasks[task].directory}, {metric}" for task, metric in scores)]]
-    rows.append(["---", *("---:" for _ in scores)])
+    averaged = len(tasks) > 1
+    names = [f"{tasks[task].directory}, {metric}" for task, metric in scores]
+    rows = [["", *names, *(["average"] if averaged else [])]]
+    rows.append(["---", *("---:" for _ in rows[0][1:])])
     for model in models:
         of_model = {r["task"]: r for r in results if Model.of(r) == model}
         cells = [_cell(of_model.get(task), metric) for task, metric in scores]
+        if averaged:
+            whole = of_model.keys() == tasks.keys()
+            cells.append(_cell(_average(of_model.values(), last) if whole else None, "average"))
         rows.append([model.label(models), *cells])
     majority = {
         (r["task"], metric): score for r in results for metric, score in r["majority_class"].items()
@@ -178,9 +184,13 @@ def table(
                 f"{task.directory}: {len(train):,} training and {len(dev):,} dev rows; "
                 f"standard error of an accuracy: at most {error:.1f}."
             )
-        cells = (percent(words[key]) if key in words else "" for key in scores)
-        rows.append(["linear model of bags of words", *cells])
-    rows.append(["majority class", *(percent(majority[key]) for key in scores)])
+        cells = [percent(words[key]) if key in words else "" for key in scores]
+        rows.append(["linear model of bags of words", *cells, *([""] if averaged else [])])
+    cells = [percent(majority[key]) for key in scores]
+    if averaged:
+        selected = {(r["task"], r["selection_metric"]) for r in results}
+        cells.append(percent(sum(majority[key] for key in selected) / len(selected)))
+    rows.append(["majority class", *cells])
     counts = sorted({len(result["seeds"]) for result in results})
     seeds = " or ".join(map(str, counts))
     lines = [f"| {' | '.join(row)} |" for row in rows]
@@ -195,6 +205,17 @@ def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
         return ""
     mean, deviation = result["mean"][metric], result["standard_deviation"][metric]
     return percent(mean) if deviation is None else f"{percent(mean)} ± {percent(deviation)}"
+
+
+def _average(results: Iterable[Mapping[str, Any]], last: bool) -> dict[str, Any]:
+    """In the form of a result: the average over tasks of their selection metrics. Its deviation is
+    that of the averages of each seed; None if the tasks have different numbers of seeds."""
+    which = "last" if last else "best"
+    of_tasks = [[seed[which][r["selection_metric"]] for seed in r["seeds"]] for r in results]
+    if len({len(of_seeds) for of_seeds in of_tasks}) > 1:
+        of_tasks = [[sum(of_seeds) / len(of_seeds)] for of_seeds in of_tasks]
+    of_seeds = [sum(scores) / len(scores) for scores in zip(*of_tasks, strict=True)]
+    return statistics([{"average": average} for average in of_seeds])
 
 
 def _is_of_a_task(result: Mapping[str, Any]) -> bool:

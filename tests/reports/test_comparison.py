@@ -17,7 +17,8 @@ def result(recipe, task, mean, deviation=0.02, pretrained=True, **more):
         "standard_deviation": {metric: deviation},
         "majority_class": {metric: 0.5},
         "init_from": f"runs/{recipe}",
-        "seeds": [{}, {}, {}],
+        "selection_metric": metric,
+        "seeds": [{"best": {metric: mean}} for _ in range(1 if deviation is None else 3)],
         **more,
     }
 
@@ -38,12 +39,12 @@ def test_models_are_rows_and_tasks_are_columns(tmp_path, capsys):
     (here / "notes.json").write_text("{")
     comparison.main([str(here), str(more / "z.json"), str(here / "deeper")])
     assert capsys.readouterr().out.splitlines()[:6] == [
-        "|  | CoLA, matthews | SST-2, accuracy |",
-        "| --- | ---: | ---: |",
-        "| `fp` | 10.0 |  |",
-        "| `bipft_b`, not pretrained |  | 60.0 ± 8.8 |",
-        "| `bipft_b` |  | 70.3 ± 1.9 |",
-        "| majority class | 50.0 | 50.0 |",
+        "|  | CoLA, matthews | SST-2, accuracy | average |",
+        "| --- | ---: | ---: | ---: |",
+        "| `fp` | 10.0 |  |  |",
+        "| `bipft_b`, not pretrained |  | 60.0 ± 8.8 |  |",
+        "| `bipft_b` |  | 70.3 ± 1.9 |  |",
+        "| majority class | 50.0 | 50.0 | 50.0 |",
     ]
 
 
@@ -84,9 +85,9 @@ def test_models_of_one_recipe_from_two_checkpoints_are_two_rows(tmp_path, capsys
     )
     comparison.main([str(tmp_path)])
     assert capsys.readouterr().out.splitlines()[2:5] == [
-        "| `fp` |  | 80.0 ± 2.0 |",
-        "| `bipft_b`, from `runs/bipft_b` | 10.0 ± 2.0 |  |",
-        "| `bipft_b`, from `runs/fp` |  | 60.0 ± 2.0 |",
+        "| `fp` |  | 80.0 ± 2.0 |  |",
+        "| `bipft_b`, from `runs/bipft_b` | 10.0 ± 2.0 |  |  |",
+        "| `bipft_b`, from `runs/fp` |  | 60.0 ± 2.0 |  |",
     ]
 
 
@@ -153,12 +154,13 @@ def test_models_of_one_recipe_differ_in_rank_distillation_and_start(tmp_path, ca
     )
     comparison.main([str(tmp_path)])
     assert capsys.readouterr().out.splitlines()[2:-2] == [
-        "| `bipft_b`, from `runs/bipft_b` | 20.0 | 10.0 |",
-        "| `bipft_b`, distilled from a finetuned teacher, from that teacher's weights |  | 60.0 |",
-        "| `bipft_b`, distilled from a finetuned teacher, from `runs/bipft_b` |  | 50.0 |",
-        "| `bipft_b`, rank 4, from `r4` |  | 40.0 |",
-        "| `bit_w1a1`, distilled from a finetuned teacher | 80.0 | 70.0 |",
-        "| majority class | 50.0 | 50.0 |",
+        "| `bipft_b`, from `runs/bipft_b` | 20.0 | 10.0 | 15.0 |",
+        "| `bipft_b`, distilled from a finetuned teacher, from that teacher's weights |  "
+        "| 60.0 |  |",
+        "| `bipft_b`, distilled from a finetuned teacher, from `runs/bipft_b` |  | 50.0 |  |",
+        "| `bipft_b`, rank 4, from `r4` |  | 40.0 |  |",
+        "| `bit_w1a1`, distilled from a finetuned teacher | 80.0 | 70.0 | 75.0 |",
+        "| majority class | 50.0 | 50.0 | 50.0 |",
     ]
 
 
@@ -170,6 +172,37 @@ def test_two_distillations_of_one_recipe_are_named(tmp_path, capsys):
         "| `bibert`, distilled by `bit` from a finetuned teacher | 50.0 |",
         "| `bibert`, distilled by `direction_matching` from a finetuned teacher | 60.0 |",
     ]
+
+
+def scored(recipe, task, best, last):
+    """A result with the scores of each seed; of a second metric too, which selects nothing."""
+    made = result(recipe, task, 0.0)
+    metric = made["selection_metric"]
+    made["seeds"] = [
+        {"best": {metric: b, "more": 0.9}, "last": {metric: n, "more": 0.9}}
+        for b, n in zip(best, last, strict=True)
+    ]
+    made["majority_class"] = {metric: {"cola": 0.0, "sst2": 0.5}[task], "more": 0.9}
+    return made
+
+
+def test_the_average_of_tasks_and_its_deviation_over_seeds(tmp_path, capsys):
+    written(
+        tmp_path / "a",
+        a=scored("fp", "cola", (0.1, 0.3), (0.0, 0.2)),
+        b=scored("fp", "sst2", (0.9, 0.5), (0.4, 0.4)),
+        c=scored("bipft_b", "cola", (0.1,), (0.1,)),
+        d=scored("bipft_b", "sst2", (0.7, 0.9), (0.5, 0.7)),
+    )
+
+    def averages(*flags):
+        comparison.main([str(tmp_path), *flags])
+        return [line.split(" | ")[-1] for line in capsys.readouterr().out.splitlines()[2:5]]
+
+    # Of seeds: (0.1 + 0.9) / 2 = 0.5 and (0.3 + 0.5) / 2 = 0.4; 0.2 and 0.3. The second model has
+    # another number of seeds of each task: (0.1 + 0.8) / 2, (0.1 + 0.6) / 2.
+    assert averages() == ["45.0 ± 7.1 |", "45.0 |", "25.0 |"]
+    assert averages("--last") == ["25.0 ± 7.1 |", "35.0 |", "25.0 |"]
 
 
 def test_the_scores_of_the_last_update(tmp_path, capsys):

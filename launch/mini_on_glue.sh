@@ -62,4 +62,4 @@ for task in "${tasks[@]}"; do
     --config.pretrained=False
 done
 echo
-$python -m bipft_jax.comparison "$runs/results"
+$python -m bipft_jax.comparison "$runs/results" --output "$runs/results/scores.png"

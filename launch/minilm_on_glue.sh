@@ -255,5 +255,5 @@ for model in "${chosen[@]}"; do
 done
 finetune_all "${others[@]}"
 echo
-$python -m bipft_jax.comparison "$runs/results"
+$python -m bipft_jax.comparison "$runs/results" --output "$runs/results/scores.png"
 if $failed; then exit 1; fi

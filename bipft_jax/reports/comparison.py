@@ -1,6 +1,6 @@
 """Compares the results of runs in Markdown tables: one of finetuning, one of pretraining.
 
-    python -m bipft_jax.comparison RESULT... [--last] [--glue_dir DIR]
+    python -m bipft_jax.comparison RESULT... [--last] [--glue_dir DIR] [--output FILE]
 
 RESULT is the result.json of a run (of finetuning over all its seeds), under any file name, or a
 directory to search for such files. Of finetuning, a row is a model: a recipe with the rank of its
@@ -10,6 +10,7 @@ over seeds and the sample standard deviation, in percent, of each seed's best ev
 --last of its last. The average is over the tasks, each with the metric that selects its best
 evaluation, of the models that have them all. --glue_dir adds a row for a linear model of bags of words
 (`bipft_jax/data/glue/bag_of_words.py`) and the standard error of an accuracy on that many dev rows.
+--output draws the scores.
 Of pretraining, a row is a setting, named by the keys in which those of its recipe and size differ;
 a cell is the mean over its seeds of a held-out loss (nats) or accuracy (percent).
 """
@@ -23,59 +24,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bipft_jax.data.glue import bag_of_words, own_tasks
+from bipft_jax.data.glue import bag_of_words
 from bipft_jax.data.glue.tasks import TASKS, read_split
-from bipft_jax.models.recipes import RECIPES
-from bipft_jax.paths import require_local
-from bipft_jax.reports import pretraining_table
+from bipft_jax.paths import require_local, require_writable
+from bipft_jax.reports import pretraining_table, scores_plot
+from bipft_jax.reports.compared_models import Model, seed_averages, tasks_of
+from bipft_jax.reports.plot import require_format
 from bipft_jax.reports.results import statistics
 from bipft_jax.reports.tables import percent
-
-
-class Model(NamedTuple):
-    """What tells the rows of a table apart; sorts in their order.
-
-    recipe: its position in `RECIPES`. rank: of the residual estimators. distillation: "" for none.
-    start: the checkpoint that it starts from; "" if that is its teacher, another for every task.
-    """
-
-    recipe: int
-    rank: int
-    pretrained: bool
-    distillation: str
-    start: str
-
-    @classmethod
-    def of(cls, result: Mapping[str, Any]) -> Model:
-        """The model of a finetuning run's result."""
-        names = list(RECIPES)
-        config = result.get("config", {})  # without what is newer than the result
-        rank = config.get("estimator_rank", -1)
-        start, teacher = result["init_from"], config.get("teacher", "")
-        return cls(
-            recipe=names.index(result["recipe"]),
-            rank=RECIPES[result["recipe"]].estimator_rank if rank < 0 else rank,
-            pretrained=result["pretrained"],
-            distillation=config.get("distillation", ""),
-            start="" if teacher and Path(teacher) == Path(start) else start,
-        )
-
-    def label(self, models: Iterable[Model]) -> str:
-        """The name of its row among those of `models`: what models of its recipe differ in."""
-        recipe = list(RECIPES.values())[self.recipe]
-        alike = [m for m in models if (m.recipe, m.pretrained) == (self.recipe, self.pretrained)]
-        distillations = {m.distillation for m in alike} - {""}
-        parts = [f"`{recipe.name}`"]
-        if self.rank != recipe.estimator_rank:
-            parts.append(f"rank {self.rank}")
-        if not self.pretrained:
-            parts.append("not pretrained")
-        if self.distillation:
-            by = f" by `{self.distillation}`" if len(distillations) > 1 else ""
-            parts.append(f"distilled{by} from a finetuned teacher")
-        if len({m.start for m in alike}) > 1:
-            parts.append(f"from `{self.start}`" if self.start else "from that teacher's weights")
-        return ", ".join(parts)
 
 
 def tables(
@@ -147,8 +103,7 @@ def table(
     """
     if last:
         results = [{**r, **statistics([seed["last"] for seed in r["seeds"]])} for r in results]
-    tasks = {result["task"]: own_tasks.task_of_run(result) for result in results}
-    tasks = {name: tasks[name] for name in dict.fromkeys((*TASKS, *tasks)) if name in tasks}
+    tasks = tasks_of(results)
     scores = {
         (task, metric): None
         for task in tasks
@@ -166,7 +121,9 @@ def table(
         cells = [_cell(of_model.get(task), metric) for task, metric in scores]
         if averaged:
             whole = of_model.keys() == tasks.keys()
-            cells.append(_cell(_average(of_model.values(), last) if whole else None, "average"))
+            averages = seed_averages(of_model.values(), last) if whole else []
+            average = statistics([{"average": score} for score in averages]) if whole else None
+            cells.append(_cell(average, "average"))
         rows.append([model.label(models), *cells])
     majority = {
         (r["task"], metric): score for r in results for metric, score in r["majority_class"].items()
@@ -207,17 +164,6 @@ def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
     return percent(mean) if deviation is None else f"{percent(mean)} ± {percent(deviation)}"
 
 
-def _average(results: Iterable[Mapping[str, Any]], last: bool) -> dict[str, Any]:
-    """In the form of a result: the average over tasks of their selection metrics. Its deviation is
-    that of the averages of each seed; None if the tasks have different numbers of seeds."""
-    which = "last" if last else "best"
-    of_tasks = [[seed[which][r["selection_metric"]] for seed in r["seeds"]] for r in results]
-    if len({len(of_seeds) for of_seeds in of_tasks}) > 1:
-        of_tasks = [[sum(of_seeds) / len(of_seeds)] for of_seeds in of_tasks]
-    of_seeds = [sum(scores) / len(scores) for scores in zip(*of_tasks, strict=True)]
-    return statistics([{"average": average} for average in of_seeds])
-
-
 def _is_of_a_task(result: Mapping[str, Any]) -> bool:
     """Whether this is a finetuning result and not a config.json, which also names a task."""
     return "mean" in result and (result.get("task") in TASKS or "own_task" in result)
@@ -254,9 +200,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="DIR",
         help="the tasks' data, as finetuning takes it: adds a row of bags of words",
     )
+    parser.add_argument(
+        "--output", metavar="FILE", help="draws the scores of finetuning: .png, .svg or .pdf"
+    )
     arguments = parser.parse_args(argv)
     try:
         require_local(vars(arguments))
+        if arguments.output:
+            require_format(arguments.output)
+            require_writable(arguments.output)
+            finetuning = list(read_results(arguments.results).finetuning.values())
+            drawing = scores_plot.figure(finetuning, arguments.last)
         print(tables(arguments.results, arguments.glue_dir, arguments.last))
+        if arguments.output:
+            drawing.savefig(arguments.output, dpi=120)
+            print(f"\nwrote {arguments.output}")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

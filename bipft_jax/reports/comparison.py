@@ -128,7 +128,7 @@ def table(
     majority = {
         (r["task"], metric): score for r in results for metric, score in r["majority_class"].items()
     }
-    notes = []
+    notes, baselines = [], {}
     if glue_dir is not None:
         words = {}
         for name, task in tasks.items():
@@ -141,13 +141,14 @@ def table(
                 f"{task.directory}: {len(train):,} training and {len(dev):,} dev rows; "
                 f"standard error of an accuracy: at most {error:.1f}."
             )
-        cells = [percent(words[key]) if key in words else "" for key in scores]
-        rows.append(["linear model of bags of words", *cells, *([""] if averaged else [])])
-    cells = [percent(majority[key]) for key in scores]
-    if averaged:
-        selected = {(r["task"], r["selection_metric"]) for r in results}
-        cells.append(percent(sum(majority[key] for key in selected) / len(selected)))
-    rows.append(["majority class", *cells])
+        baselines["linear model of bags of words"] = words
+    baselines["majority class"] = majority
+    selected = {(r["task"], r["selection_metric"]) for r in results}
+    for name, of_metrics in baselines.items():
+        cells = [percent(of_metrics[key]) if key in of_metrics else "" for key in scores]
+        if averaged:
+            cells.append(percent(sum(of_metrics[key] for key in selected) / len(selected)))
+        rows.append([name, *cells])
     counts = sorted({len(result["seeds"]) for result in results})
     seeds = " or ".join(map(str, counts))
     lines = [f"| {' | '.join(row)} |" for row in rows]

@@ -115,11 +115,16 @@ def test_what_has_no_results_is_named(tmp_path):
 
 def test_with_the_tasks_data_the_table_has_a_model_of_word_counts(tmp_path, capsys):
     rows = [("a dull film", 0), ("a fine film", 1)] * 4
-    task = tmp_path / "glue" / "SST-2"
-    task.mkdir(parents=True)
-    for split, more in (("train", []), ("dev", [("fine", 0)] * 2)):
-        lines = [f"{text}\t{label}\n" for text, label in rows + more]
-        (task / f"{split}.tsv").write_text("sentence\tlabel\n" + "".join(lines))
+    more = [("fine", 0)] * 2
+    for task, header, line in (
+        ("SST-2", "sentence\tlabel\n", "{0}\t{1}\n"),
+        ("CoLA", "", "x\t{1}\t*\t{0}\n"),
+    ):
+        directory = tmp_path / "glue" / task
+        directory.mkdir(parents=True)
+        for split, of_split in (("train", rows), ("dev", rows + more)):
+            lines = [line.format(*row) for row in of_split]
+            (directory / f"{split}.tsv").write_text(header + "".join(lines))
     written(tmp_path / "a", x=result("bipft_b", "sst2", 0.7))
     comparison.main([str(tmp_path / "a"), "--glue_dir", str(tmp_path / "glue")])
     lines = capsys.readouterr().out.splitlines()
@@ -127,6 +132,11 @@ def test_with_the_tasks_data_the_table_has_a_model_of_word_counts(tmp_path, caps
     assert lines[-1] == (
         "SST-2: 8 training and 10 dev rows; standard error of an accuracy: at most 15.8."
     )
+    # With 4 true positives, 4 true negatives and 2 false positives: 16 / sqrt(6 * 4 * 6 * 4).
+    written(tmp_path / "b", x=result("bipft_b", "cola", 0.7))
+    comparison.main([*(str(tmp_path / n) for n in "ab"), "--glue_dir", str(tmp_path / "glue")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3] == "| linear model of bags of words | 66.7 | 80.0 | 73.3 |"
     with pytest.raises(SystemExit, match="no GLUE directory"):
         comparison.main([str(tmp_path / "a"), "--glue_dir", str(tmp_path / "none")])
 

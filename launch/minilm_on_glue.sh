@@ -67,9 +67,12 @@ binary="${BINARY:+$(from_root "$BINARY")}"
 if [[ "$text" != - ]]; then text="$(from_root "$text")"; fi
 cd "$root"
 dtype="${DTYPE:-bfloat16}" updates="${UPDATES:-6104}" parallel="${PARALLEL:-1}" until="${UNTIL:-}"
-read -ra chosen <<< "${MODELS:-${names[*]}}"
-read -ra finetune_flags <<< "${FINETUNE_FLAGS:-}"
-read -ra tasks <<< "${TASKS:-cola sst2 mrpc stsb rte qnli}"
+split_words() {  # NAME VALUE: sets an array, of words on one line or several
+  read -rd '' -a "$1" <<< "$2" || true  # it ends without a delimiter
+}
+split_words chosen "${MODELS:-${names[*]}}"
+split_words finetune_flags "${FINETUNE_FLAGS:-}"
+split_words tasks "${TASKS:-cola sst2 mrpc stsb rte qnli}"
 
 if [[ ! "$updates" =~ ^[0-9]+$ || "$updates" -le 300 ]]; then
   fail "UPDATES is $updates: give a number above 300"

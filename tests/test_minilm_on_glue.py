@@ -134,7 +134,8 @@ def as_config(keys: dict[str, str]):
 
 
 def test_the_whole_comparison(checkout):
-    ended = checkout.run(PARALLEL="3", FINETUNE_FLAGS="--config.dropout=0.0 --config.max_updates=7")
+    flags = "--config.dropout=0.0\n    --config.max_updates=7"  # on two lines
+    ended = checkout.run(PARALLEL="3", FINETUNE_FLAGS=flags)
     assert ended.returncode == 0, ended.stderr
     calls = checkout.calls()
 

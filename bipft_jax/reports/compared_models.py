@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ from bipft_jax.data.glue.tasks import TASKS, GlueTask
 from bipft_jax.models.recipes import RECIPES
 
 Result = Mapping[str, Any]  # contents of the result.json of a finetuning run
+NEEDED = ("selection_metric", "seeds", "mean", "standard_deviation", "majority_class")  # its keys
 
 
 class Model(NamedTuple):
@@ -27,7 +28,7 @@ class Model(NamedTuple):
     start: str
 
     @classmethod
-    def of(cls, result: Mapping[str, Any]) -> Model:
+    def of(cls, result: Result) -> Model:
         """The model of a finetuning run's result."""
         names = list(RECIPES)
         config = result.get("config", {})  # without what is newer than the result
@@ -60,24 +61,58 @@ class Model(NamedTuple):
 
 
 def tasks_of(results: Iterable[Result]) -> dict[str, GlueTask]:
-    """The tasks by name, in the order of the task table; tasks of the user's own last."""
-    tasks = {result["task"]: own_tasks.task_of_run(result) for result in results}
+    """The tasks by name, in the order of the task table; tasks of the user's own last.
+
+    Raises: ValueError for a task whose results select by different metrics.
+    """
+    tasks, metrics = {}, {}
+    for result in results:
+        name, metric = result["task"], result["selection_metric"]
+        tasks[name] = own_tasks.task_of_run(result)
+        if metrics.setdefault(name, metric) != metric:
+            raise ValueError(
+                f"results of {name} select their best evaluation by {metrics[name]} and by "
+                f"{metric}: give those of one"
+            )
     return {name: tasks[name] for name in dict.fromkeys((*TASKS, *tasks)) if name in tasks}
 
 
-def seed_scores(result: Result, last: bool) -> list[float]:
+def of_model(results: Iterable[Result], model: Model) -> dict[str, Result]:
+    """The results of one model, by task."""
+    return {result["task"]: result for result in results if Model.of(result) == model}
+
+
+def seed_scores(result: Result, last: bool) -> dict[int, float]:
     """The score of each seed: of the metric that selects its best evaluation.
 
     last: of the last evaluation, not of the best.
     """
     which, metric = "last" if last else "best", result["selection_metric"]
-    return [seed[which][metric] for seed in result["seeds"]]
+    return {seed["seed"]: seed[which][metric] for seed in result["seeds"]}
 
 
-def seed_averages(results: Iterable[Result], last: bool) -> list[float]:
-    """`seed_scores` averaged over the results of one model, one per task; one average of all seeds
-    if the tasks have different numbers of them."""
-    of_tasks = [seed_scores(result, last) for result in results]
-    if len({len(scores) for scores in of_tasks}) > 1:
-        of_tasks = [[sum(scores) / len(scores)] for scores in of_tasks]
-    return [sum(scores) / len(scores) for scores in zip(*of_tasks, strict=True)]
+def averages(
+    by_task: Mapping[str, Result], tasks: Mapping[str, GlueTask], last: bool
+) -> list[float]:
+    """`seed_scores` of one model averaged over the tasks: of each seed or, if its tasks have other
+    seeds, of their means. Empty if it lacks a task."""
+    if by_task.keys() != tasks.keys():
+        return []
+    of_tasks = [seed_scores(result, last) for result in by_task.values()]
+    seeds = of_tasks[0].keys()
+    if any(scores.keys() != seeds for scores in of_tasks):
+        return [_mean([_mean(scores.values()) for scores in of_tasks])]
+    return [_mean([scores[seed] for scores in of_tasks]) for seed in seeds]
+
+
+def average_level(levels: Mapping[tuple[str, str], float], results: Iterable[Result]) -> float:
+    """The average over tasks of a baseline.
+
+    levels: its scores by task and metric.
+    """
+    selecting = {(result["task"], result["selection_metric"]) for result in results}
+    return _mean([levels[key] for key in selecting])
+
+
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)

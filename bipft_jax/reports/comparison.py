@@ -7,12 +7,12 @@ directory to search for such files. Of finetuning, a row is a model: a recipe wi
 estimators, pretrained or not, with a distillation or without, and the checkpoint that it starts
 from, which is named where a recipe has several. A column is a metric of a task; a cell is the mean
 over seeds and the sample standard deviation, in percent, of each seed's best evaluation, or with
---last of its last. The average is over the tasks, each with the metric that selects its best
-evaluation, of the models that have them all. --glue_dir adds a row for a linear model of bags of words
-(`bipft_jax/data/glue/bag_of_words.py`) and the standard error of an accuracy on that many dev rows.
---output draws the scores.
-Of pretraining, a row is a setting, named by the keys in which those of its recipe and size differ;
-a cell is the mean over its seeds of a held-out loss (nats) or accuracy (percent).
+--last of its last. The last column averages all tasks of the table, each by the metric that selects
+its best evaluation; it is empty for a model that lacks a task. --glue_dir adds a row for a linear
+model of bags of words (`bipft_jax/data/glue/bag_of_words.py`) and the standard error of an accuracy
+on that many dev rows. --output draws the scores. Of pretraining, a row is a setting, named by the
+keys in which those of its recipe and size differ; a cell is the mean over its seeds of a held-out
+loss (nats) or accuracy (percent).
 """
 
 from __future__ import annotations
@@ -28,7 +28,15 @@ from bipft_jax.data.glue import bag_of_words
 from bipft_jax.data.glue.tasks import TASKS, read_split
 from bipft_jax.paths import require_local, require_writable
 from bipft_jax.reports import pretraining_table, scores_plot
-from bipft_jax.reports.compared_models import Model, seed_averages, tasks_of
+from bipft_jax.reports.compared_models import (
+    NEEDED,
+    Model,
+    Result,
+    average_level,
+    averages,
+    of_model,
+    tasks_of,
+)
 from bipft_jax.reports.plot import require_format
 from bipft_jax.reports.results import statistics
 from bipft_jax.reports.tables import percent
@@ -43,7 +51,10 @@ def tables(
 
     Raises: as `read_results` and `table`.
     """
-    results = read_results(paths)
+    return _tables(read_results(paths), glue_dir, last)
+
+
+def _tables(results: Results, glue_dir: str | Path | None, last: bool) -> str:
     of_pretraining = pretraining_table.tables(results.pretraining, last)
     if not results.finetuning:
         return "\n\n".join(of_pretraining)
@@ -62,8 +73,8 @@ def read_results(paths: Iterable[str | Path]) -> Results:
     """Reads the results at these paths, recursively in directories; skips results of single seeds
     of finetuning.
 
-    Raises: ValueError for a path without results, or two results of the same model on the same
-      task.
+    Raises: ValueError for a path without results, a result without scores of its seeds, or two
+      results of the same model on the same task.
     """
     results = Results({}, {})
     for path in map(Path, paths):
@@ -79,6 +90,8 @@ def read_results(paths: Iterable[str | Path]) -> Results:
             kind.update(of_path)
     by_cell: dict[tuple[Model, str], Path] = {}
     for file, result in results.finetuning.items():
+        if missing := [key for key in NEEDED if key not in result]:
+            raise ValueError(f"{file} is not a run's result: it lacks {', '.join(missing)}")
         model, task = Model.of(result), result["task"]
         other = by_cell.setdefault((model, task), file)
         if other != file:
@@ -88,9 +101,7 @@ def read_results(paths: Iterable[str | Path]) -> Results:
     return results
 
 
-def table(
-    results: Sequence[Mapping[str, Any]], glue_dir: str | Path | None = None, last: bool = False
-) -> str:
+def table(results: Sequence[Result], glue_dir: str | Path | None = None, last: bool = False) -> str:
     """A Markdown table: rows in the order of the recipes, with the majority class last; columns in
     the order of the task table.
 
@@ -99,7 +110,8 @@ def table(
       glue_dir: the tasks' data, for the bag-of-words row; None: no such row.
       last: shows the scores of each seed's last evaluation, not of its best.
 
-    Raises: ValueError if a task of the results cannot be read from `glue_dir`.
+    Raises: ValueError if a task of the results cannot be read from `glue_dir`, or its results
+      select by different metrics.
     """
     if last:
         results = [{**r, **statistics([seed["last"] for seed in r["seeds"]])} for r in results]
@@ -112,18 +124,16 @@ def table(
         for metric in result["mean"]
     }
     models = sorted({Model.of(result) for result in results})
-    averaged = len(tasks) > 1
     names = [f"{tasks[task].directory}, {metric}" for task, metric in scores]
-    rows = [["", *names, *(["average"] if averaged else [])]]
+    average = [f"average of these {len(tasks)}"] if len(tasks) > 1 else []
+    rows = [["", *names, *average]]
     rows.append(["---", *("---:" for _ in rows[0][1:])])
     for model in models:
-        of_model = {r["task"]: r for r in results if Model.of(r) == model}
-        cells = [_cell(of_model.get(task), metric) for task, metric in scores]
-        if averaged:
-            whole = of_model.keys() == tasks.keys()
-            averages = seed_averages(of_model.values(), last) if whole else []
-            average = statistics([{"average": score} for score in averages]) if whole else None
-            cells.append(_cell(average, "average"))
+        by_task = of_model(results, model)
+        cells = [_cell(by_task.get(task), metric) for task, metric in scores]
+        if average:
+            of_seeds = [{"": score} for score in averages(by_task, tasks, last)]
+            cells.append(_cell(statistics(of_seeds) if of_seeds else None, ""))
         rows.append([model.label(models), *cells])
     majority = {
         (r["task"], metric): score for r in results for metric, score in r["majority_class"].items()
@@ -143,11 +153,10 @@ def table(
             )
         baselines["linear model of bags of words"] = words
     baselines["majority class"] = majority
-    selected = {(r["task"], r["selection_metric"]) for r in results}
     for name, of_metrics in baselines.items():
         cells = [percent(of_metrics[key]) if key in of_metrics else "" for key in scores]
-        if averaged:
-            cells.append(percent(sum(of_metrics[key] for key in selected) / len(selected)))
+        if average:
+            cells.append(percent(average_level(of_metrics, results)))
         rows.append([name, *cells])
     counts = sorted({len(result["seeds"]) for result in results})
     seeds = " or ".join(map(str, counts))
@@ -158,7 +167,7 @@ def table(
     )
 
 
-def _cell(result: Mapping[str, Any] | None, metric: str) -> str:
+def _cell(result: Result | None, metric: str) -> str:
     if result is None or metric not in result["mean"]:
         return ""
     mean, deviation = result["mean"][metric], result["standard_deviation"][metric]
@@ -210,10 +219,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if arguments.output:
             require_format(arguments.output)
             require_writable(arguments.output)
-            finetuning = list(read_results(arguments.results).finetuning.values())
-            drawing = scores_plot.figure(finetuning, arguments.last)
-        print(tables(arguments.results, arguments.glue_dir, arguments.last))
+        results = read_results(arguments.results)
+        print(_tables(results, arguments.glue_dir, arguments.last))
         if arguments.output:
+            drawing = scores_plot.figure(list(results.finetuning.values()), arguments.last)
             drawing.savefig(arguments.output, dpi=120)
             print(f"\nwrote {arguments.output}")
     except (ValueError, OSError) as error:

@@ -8,7 +8,15 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bipft_jax.reports.compared_models import Model, Result, seed_averages, seed_scores, tasks_of
+from bipft_jax.reports.compared_models import (
+    Model,
+    Result,
+    average_level,
+    averages,
+    of_model,
+    seed_scores,
+    tasks_of,
+)
 
 _WIDTH = 0.8  # of all models of a task; tasks are 1 apart
 
@@ -20,26 +28,32 @@ def figure(results: Sequence[Result], last: bool = False) -> Figure:
 
     results: of finetuning, one per model and task. last: draws the last evaluation, not the best.
 
-    Raises: ValueError without results.
+    Raises: ValueError without results, or for a task whose results select by different metrics.
     """
     if not results:
         raise ValueError("no result of finetuning: there are no scores of tasks to draw")
     tasks, models = tasks_of(results), sorted(set(map(Model.of, results)))
-    metrics = {result["task"]: result["selection_metric"] for result in results}
+    first = {task: next(r for r in results if r["task"] == task) for task in tasks}
+    metrics = {task: result["selection_metric"] for task, result in first.items()}
+    majority = {(t, metrics[t]): first[t]["majority_class"][metrics[t]] for t in tasks}
     texts = [f"{tasks[task].directory}\n{metrics[task]}" for task in tasks]
-    texts += ["average"] if len(tasks) > 1 else []
-    drawing = Figure(figsize=(2.4 + 1.3 * len(texts), 4.2), layout="constrained")
+    levels = list(majority.values())
+    if len(tasks) > 1:
+        texts.append(f"average of\nthese {len(tasks)}")
+        levels.append(average_level(majority, results))
+    labels = [model.label(models).replace("`", "") for model in models]
+    width = max(2.4 + 1.3 * len(texts), 1.0 + 0.075 * max(map(len, labels)))  # inches
+    drawing = Figure(figsize=(width, 3.6 + 0.17 * len(models)), layout="constrained")
     axes = drawing.add_subplot()
-    for index, model in enumerate(models):
-        of_model = {r["task"]: r for r in results if Model.of(r) == model}
-        scores = [seed_scores(of_model[t], last) if t in of_model else [] for t in tasks]
+    for index, (model, label) in enumerate(zip(models, labels, strict=True)):
+        by_task = of_model(results, model)
+        scores = [
+            list(seed_scores(by_task[task], last).values()) if task in by_task else []
+            for task in tasks
+        ]
         if len(tasks) > 1:
-            whole = of_model.keys() == tasks.keys()
-            scores.append(seed_averages(of_model.values(), last) if whole else [])
-        _draw(axes, scores, index, len(models), model.label(models).replace("`", ""))
-    majority = {r["task"]: r["majority_class"][r["selection_metric"]] for r in results}
-    levels = [majority[task] for task in tasks]
-    levels += [sum(levels) / len(levels)] if len(tasks) > 1 else []
+            scores.append(averages(by_task, tasks, last))
+        _draw(axes, scores, index, len(models), label)
     axes.hlines(
         [100 * level for level in levels],
         [place - 0.45 for place in range(len(levels))],
@@ -66,7 +80,10 @@ def _draw(
     drawn = [
         (x, [100 * s for s in seeds]) for x, seeds in zip(places, scores, strict=True) if seeds
     ]
-    color = matplotlib.colormaps["tab10"].colors[index % 10]
+    if models <= 10:
+        color = matplotlib.colormaps["tab10"].colors[index]
+    else:
+        color = matplotlib.colormaps["turbo"](index / (models - 1))
     heights = [sum(seeds) / len(seeds) for _, seeds in drawn]
     axes.bar([x for x, _ in drawn], heights, 0.9 * width, color=color, alpha=0.6, label=label)
     dots = [(x, score) for x, seeds in drawn for score in seeds]

@@ -18,7 +18,9 @@ def result(recipe, task, mean, deviation=0.02, pretrained=True, **more):
         "majority_class": {metric: 0.5},
         "init_from": f"runs/{recipe}",
         "selection_metric": metric,
-        "seeds": [{"best": {metric: mean}} for _ in range(1 if deviation is None else 3)],
+        "seeds": [
+            {"seed": seed, "best": {metric: mean}} for seed in range(1 if deviation is None else 3)
+        ],
         **more,
     }
 
@@ -39,7 +41,7 @@ def test_models_are_rows_and_tasks_are_columns(tmp_path, capsys):
     (here / "notes.json").write_text("{")
     comparison.main([str(here), str(more / "z.json"), str(here / "deeper")])
     assert capsys.readouterr().out.splitlines()[:6] == [
-        "|  | CoLA, matthews | SST-2, accuracy | average |",
+        "|  | CoLA, matthews | SST-2, accuracy | average of these 2 |",
         "| --- | ---: | ---: | ---: |",
         "| `fp` | 10.0 |  |  |",
         "| `bipft_b`, not pretrained |  | 60.0 ± 8.8 |  |",
@@ -189,34 +191,53 @@ def scored(recipe, task, best, last):
     made = result(recipe, task, 0.0)
     metric = made["selection_metric"]
     made["seeds"] = [
-        {"best": {metric: b, "more": 0.9}, "last": {metric: n, "more": 0.9}}
-        for b, n in zip(best, last, strict=True)
+        {"seed": seed, "best": {metric: best[seed], "f1": 0.9}, "last": {metric: last[seed]}}
+        for seed in best
     ]
-    made["majority_class"] = {metric: {"cola": 0.0, "sst2": 0.5}[task], "more": 0.9}
+    made["majority_class"] = {metric: {"cola": 0.0, "sst2": 0.5}[task], "f1": 0.9}
     return made
 
 
 def test_the_average_of_tasks_and_its_deviation_over_seeds(tmp_path, capsys):
     written(
         tmp_path / "a",
-        a=scored("fp", "cola", (0.1, 0.3), (0.0, 0.2)),
-        b=scored("fp", "sst2", (0.9, 0.5), (0.4, 0.4)),
-        c=scored("bipft_b", "cola", (0.1,), (0.1,)),
-        d=scored("bipft_b", "sst2", (0.7, 0.9), (0.5, 0.7)),
+        a=scored("fp", "cola", {0: 0.1, 1: 0.3}, {0: 0.0, 1: 0.2}),
+        b=scored("fp", "sst2", {1: 0.5, 0: 0.9}, {1: 0.4, 0: 0.4}),
+        c=scored("bipft_b", "cola", {0: 0.1, 1: 0.3}, {0: 0.1, 1: 0.1}),
+        d=scored("bipft_b", "sst2", {0: 0.7, 2: 0.9}, {0: 0.5, 2: 0.7}),
     )
 
-    def averages(*flags):
+    def printed(*flags):
         comparison.main([str(tmp_path), *flags])
         return [line.split(" | ")[-1] for line in capsys.readouterr().out.splitlines()[2:5]]
 
     # Of seeds: (0.1 + 0.9) / 2 = 0.5 and (0.3 + 0.5) / 2 = 0.4; 0.2 and 0.3. The second model has
-    # another number of seeds of each task: (0.1 + 0.8) / 2, (0.1 + 0.6) / 2.
-    assert averages() == ["45.0 ± 7.1 |", "45.0 |", "25.0 |"]
-    assert averages("--last") == ["25.0 ± 7.1 |", "35.0 |", "25.0 |"]
+    # other seeds of the second task: (0.2 + 0.8) / 2, (0.1 + 0.6) / 2.
+    assert printed() == ["45.0 ± 7.1 |", "50.0 |", "25.0 |"]
+    assert printed("--last") == ["25.0 ± 7.1 |", "35.0 |", "25.0 |"]
+
+
+def test_results_that_cannot_be_compared_are_named(tmp_path):
+    other = result("bipft_b", "sst2", 0.7)
+    for scores in ("mean", "standard_deviation", "majority_class"):
+        other[scores] = {"f1": 0.5}
+    other["selection_metric"] = "f1"
+    written(tmp_path / "a", x=result("fp", "sst2", 0.7), y=other)
+    with pytest.raises(SystemExit, match="of sst2 select their best evaluation by accuracy and by"):
+        comparison.main([str(tmp_path / "a")])
+    del other["selection_metric"], other["seeds"]
+    written(tmp_path / "b", y=other)
+    with pytest.raises(
+        SystemExit, match=r"y\.json is not a run's .* lacks selection_metric, seeds"
+    ):
+        comparison.main([str(tmp_path / "b")])
 
 
 def test_the_scores_of_the_last_update(tmp_path, capsys):
-    seeds = [{"best": {"accuracy": 0.9}, "last": {"accuracy": last}} for last in (0.6, 0.7, 0.8)]
+    seeds = [
+        {"seed": seed, "best": {"accuracy": 0.9}, "last": {"accuracy": last}}
+        for seed, last in enumerate((0.6, 0.7, 0.8))
+    ]
     written(tmp_path / "a", x=result("fp", "sst2", 0.9, 0.0, seeds=seeds))
     comparison.main([str(tmp_path), "--last"])
     lines = capsys.readouterr().out.splitlines()

@@ -26,10 +26,10 @@
 set -euo pipefail
 source "$(dirname "$0")/experiment.sh"
 need_arguments 0 "$@"
+runs="$(from_root "${1:-$root/runs/bitnet_scaling}")"
 cd "$root"
-runs="${1:-runs/bitnet_scaling}"
-read -ra recipes <<< "${RECIPES:-bitnet_fp bitnet_b158 bitnet_b1}"
-read -ra sizes <<< "${SIZES:-2x48 3x64 4x96 5x128 6x160}"
+split_words recipes "${RECIPES:-bitnet_fp bitnet_b158 bitnet_b1}"
+split_words sizes "${SIZES:-2x48 3x64 4x96 5x128 6x160}"
 updates="${UPDATES:-400}" length="${LENGTH:-128}"
 declare -A rates=([bitnet_fp]="5e-4 1e-3 2e-3" [bitnet_b158]="1.5e-3 3e-3 6e-3" [bitnet_b1]="2e-3 4e-3 8e-3")
 for recipe in "${recipes[@]}"; do
@@ -42,7 +42,8 @@ for size in "${sizes[@]}"; do
     fail "SIZES has $size: give sizes named LAYERSxHIDDEN"
   fi
 done
-prepare_experiment "$runs"
+install
+keep_compiled "$runs"
 
 $python -m bipft_jax.data.corpus --input "${TEXT:-package-docs}" --output "$runs/corpus" \
   --tokenizer "sentencepiece:${VOCABULARY:-1024}" --sequence_length "$length"

@@ -18,12 +18,12 @@
 set -euo pipefail
 source "$(dirname "$0")/experiment.sh"
 need_arguments 0 "$@"
+runs="$(from_root "${1:-$root/runs/bitnet_tiny}")" updates="${UPDATES:-4000}"
 cd "$root"
-runs="${1:-runs/bitnet_tiny}" updates="${UPDATES:-4000}"
 if [[ ! "$updates" =~ ^[0-9]+$ || "$updates" -lt 20 ]]; then
   fail "UPDATES is $updates: give a number of at least 20"
 fi
-prepare_experiment "$runs"
+install
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
 
 echo; echo "== 1. corpus: text to shards of token blocks, with case and line ends"

@@ -19,6 +19,10 @@ need_arguments() {  # NUMBER ARGUMENTS...: ends with the usage for -h, --help or
   fi
 }
 
+split_words() {  # NAME VALUE: sets an array, of words on one line or several
+  read -rd '' -a "$1" <<< "$2" || true  # it ends without a delimiter
+}
+
 from_root() { realpath -m -s --relative-to="$root" "$1"; }  # PATH, for use after cd "$root"
 
 fail() {  # MESSAGE...
@@ -27,7 +31,7 @@ fail() {  # MESSAGE...
 }
 
 require() {  # FILE WHAT
-  if [[ ! -e "$1" ]]; then fail "$1 is missing: $2"; fi
+  if [[ ! -f "$1" ]]; then fail "$1 is missing: $2"; fi
 }
 
 require_text() {  # TEXT: a directory of pretraining text
@@ -48,9 +52,12 @@ require_task() {  # GLUE TASK
   fi
 }
 
-prepare_experiment() {  # RUNS: installs; runs share shapes, and each shape is compiled once
+install() {
   source launch/environment.sh
   prepare_environment ""
+}
+
+keep_compiled() {  # RUNS: for runs that share shapes, so that each shape is compiled once
   export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$(realpath -m "$1/compiled")}"
 }
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Pretrains 1-bit MiniLMs from the weights of all-MiniLM-L6-v2, finetunes them on six GLUE tasks with
 # three seeds beside full precision, beside the same model without pretraining in binary, and beside
-# BiT and BiBERT, and prints a table.
+# BiT and BiBERT, prints a table and draws it.
 #
 #   bash launch/minilm_on_glue.sh TEXT GLUE MINILM [RUNS]
 #
 # TEXT: directory of *-train-*.jsonl.xz and *-validation-*.jsonl.xz, 200 MB of English before
 # compression; - if nothing is pretrained. GLUE: a glue_dir with the tasks. MINILM: directory with
 # config.json, vocab.txt and model.safetensors of all-MiniLM-L6-v2 (6 x 384). RUNS (default
-# runs/minilm_on_glue) receives everything; the same command resumes a stopped one. The results are
-# copied to RUNS/results. The pretrained bipft_b goes to RUNS/model, a directory that
-# `python -m bipft_jax.interop.convert import` takes, with its 1-bit weights alone as
+# runs/minilm_on_glue) receives everything; the same command resumes a stopped one. RUNS/results
+# receives the result.json of each run, and scores.png. The pretrained bipft_b goes to RUNS/model, a
+# directory that `python -m bipft_jax.interop.convert import` takes, with its 1-bit weights alone as
 # bits.safetensors. Variables of the environment:
 #
 #   MODELS="fp bipft_b ..."    of the table below, to finetune (default: all); only what they start
@@ -32,7 +32,7 @@
 # MiniLM has no head for masked words, so it first learns that objective in full precision (39 M
 # tokens): it is then start and teacher of the binary models (100 M tokens each), which also imitate
 # its distribution of each masked token. launch/minilm_on_glue_results has the results of one NVIDIA
-# H200 (jax 0.11.2, Python 3.12) and what else was tried.
+# H200 (jax 0.11.2, Python 3.12) and of two CPU cores, and what else was tried.
 #
 # The models: MODEL RECIPE START RATE KEY=VALUE..., as finetuning takes them. START is minilm; or
 # teacher, the fp finetuned on the task (seed 0); or the name of a model pretrained in binary, with
@@ -67,9 +67,6 @@ binary="${BINARY:+$(from_root "$BINARY")}"
 if [[ "$text" != - ]]; then text="$(from_root "$text")"; fi
 cd "$root"
 dtype="${DTYPE:-bfloat16}" updates="${UPDATES:-6104}" parallel="${PARALLEL:-1}" until="${UNTIL:-}"
-split_words() {  # NAME VALUE: sets an array, of words on one line or several
-  read -rd '' -a "$1" <<< "$2" || true  # it ends without a delimiter
-}
 split_words chosen "${MODELS:-${names[*]}}"
 split_words finetune_flags "${FINETUNE_FLAGS:-}"
 split_words tasks "${TASKS:-cola sst2 mrpc stsb rte qnli}"
@@ -137,7 +134,8 @@ for task in "${tasks[@]}"; do
   done
 done
 
-prepare_experiment "$runs"
+install
+keep_compiled "$runs"
 
 if [[ ! -e "$runs/minilm/config.json" ]]; then
   rm -rf "$runs/minilm"  # of an import that was stopped

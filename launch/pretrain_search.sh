@@ -21,7 +21,7 @@ need_arguments 2 "$@"
 text="$(from_root "$1")" vocabulary="$(from_root "$2")"
 runs="$(from_root "${3:-$root/runs/pretrain_search}")"
 cd "$root"
-read -ra names <<< "${POINTS:-best-1 defaults-1 best-2 defaults-2 batch-32-1}"
+split_words names "${POINTS:-best-1 defaults-1 best-2 defaults-2 batch-32-1}"
 
 sequences=78080  # of 64 tokens: 5 M tokens
 batches() {  # SIZE -> the flags of a run of so many sequences
@@ -44,7 +44,8 @@ done
 require_text "$text"
 require "$vocabulary" "VOCABULARY is BERT's vocab.txt"
 
-prepare_experiment "$runs"
+install
+keep_compiled "$runs"
 make_corpus "$text" "$runs" --tokenizer "$vocabulary" --sequence_length 64
 
 pretrain() {  # NAME RECIPE FLAGS...

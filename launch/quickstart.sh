@@ -3,9 +3,9 @@
 #
 #   bash launch/quickstart.sh [DIRECTORY] [--config.KEY=VALUE ...]
 #
-# DIRECTORY: of the results, relative to this checkout; default runs/quickstart. The flags go to
-# every run of pretraining and finetuning and win over the values below. They are keys that both
-# configs have, such as --config.compute=float32 --config.backward=float32
+# DIRECTORY: of the results; default runs/quickstart in this checkout. The flags go to every run of
+# pretraining and finetuning and win over the values below. They are keys that both configs have,
+# such as --config.compute=float32 --config.backward=float32
 # Run it again: finished steps are not repeated, an interrupted one goes on.
 #
 # Text: the documentation of Python and of five packages that this library requires. Task: classify
@@ -13,13 +13,13 @@
 set -euo pipefail
 source "$(dirname "$0")/experiment.sh"
 need_arguments 0 "$@"
-cd "$root"
 runs=runs/quickstart
 if [[ $# -gt 0 && "$1" != -* ]]; then
-  runs="$1"
+  runs="$(from_root "$1")"
   shift
 fi
-prepare_experiment "$runs"
+cd "$root"
+install
 # Before minutes are spent: every flag is one of both kinds of runs.
 $python - "$@" <<'PYTHON'
 import re, sys

@@ -79,7 +79,7 @@ class Checkout:
         return subprocess.Popen(
             ["bash", "launch/minilm_on_glue.sh", text, "glue", "minilm", "runs"],
             cwd=self.root,
-            env=os.environ | {"TASKS": "sst2 stsb"} | variables,
+            env=os.environ | {"TASKS": "sst2\n stsb"} | variables,  # on two lines
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -196,7 +196,7 @@ def test_a_pretrained_directory_is_imported_once(checkout):
         assert not runs(calls, "pretrain") and "bipft_jax.data.corpus" not in str(calls)
         return [c for c in calls if "binary" in c], runs(calls, "finetune")
 
-    chosen = {"MODELS": "bipft_b bipft_b-distilled fp", "BINARY": "binary"}
+    chosen = {"MODELS": "bipft_b bipft_b-distilled\nfp", "BINARY": "binary"}
     ended = checkout.run("-", **chosen)
     assert ended.returncode == 0, ended.stderr
     once, finetuned = imported()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from bipft_jax.data.glue import own_tasks
@@ -101,8 +102,8 @@ def averages(
     of_tasks = [seed_scores(result, last) for result in by_task.values()]
     seeds = of_tasks[0].keys()
     if any(scores.keys() != seeds for scores in of_tasks):
-        return [_mean([_mean(scores.values()) for scores in of_tasks])]
-    return [_mean([scores[seed] for scores in of_tasks]) for seed in seeds]
+        return [fmean(fmean(scores.values()) for scores in of_tasks)]
+    return [fmean(scores[seed] for scores in of_tasks) for seed in seeds]
 
 
 def average_level(levels: Mapping[tuple[str, str], float], results: Iterable[Result]) -> float:
@@ -111,8 +112,4 @@ def average_level(levels: Mapping[tuple[str, str], float], results: Iterable[Res
     levels: its scores by task and metric.
     """
     selecting = {(result["task"], result["selection_metric"]) for result in results}
-    return _mean([levels[key] for key in selecting])
-
-
-def _mean(values: Collection[float]) -> float:
-    return sum(values) / len(values)
+    return fmean(levels[key] for key in selecting)

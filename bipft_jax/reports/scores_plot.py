@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -84,7 +85,7 @@ def _draw(
         color = matplotlib.colormaps["tab10"].colors[index]
     else:
         color = matplotlib.colormaps["turbo"](index / (models - 1))
-    heights = [sum(seeds) / len(seeds) for _, seeds in drawn]
+    heights = [fmean(seeds) for _, seeds in drawn]
     axes.bar([x for x, _ in drawn], heights, 0.9 * width, color=color, alpha=0.6, label=label)
     dots = [(x, score) for x, seeds in drawn for score in seeds]
     axes.plot(*zip(*dots, strict=True), ".", color="black", markersize=5, alpha=0.6)

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What makes a binary model learn more from each token. Pretrains a full-precision mini (4 x 256) on
 # 8 M tokens; then bipft_b from its weights and with it as teacher, on 5 M tokens in another order,
-# with the best settings, with the defaults of configs/pretrain.py, and with those at another batch.
+# with the best settings, with the defaults of configs/pretrain.py, with those at another batch, and
+# with the best settings step by step, after BiT's recipes of 4-bit and 2-bit activations.
 # Prints a table of held-out losses and plots the curves.
 #
 #   bash launch/pretrain_search.sh TEXT VOCABULARY [RUNS]
@@ -11,7 +12,7 @@
 # everything; the same command resumes a stopped one. RUNS/results receives result.json and
 # metrics.jsonl of each run, and curves.png. Variables of the environment:
 #
-#   POINTS="best-1 defaults-1 best-2 defaults-2 batch-32-1"   NAME-SEED, in this order
+#   POINTS="best-1 defaults-1 best-2 defaults-2 batch-32-1 stepwise-1"   NAME-SEED, in this order
 #
 # On two CPU cores (AMD EPYC, Zen 5; float32) a run takes 15 minutes. launch/pretrain_search_results
 # has the results and what they say.
@@ -21,11 +22,11 @@ need_arguments 2 "$@"
 text="$(from_root "$1")" vocabulary="$(from_root "$2")"
 runs="$(from_root "${3:-$root/runs/pretrain_search}")"
 cd "$root"
-split_words names "${POINTS:-best-1 defaults-1 best-2 defaults-2 batch-32-1}"
+split_words names "${POINTS:-best-1 defaults-1 best-2 defaults-2 batch-32-1 stepwise-1}"
 
 sequences=78080  # of 64 tokens: 5 M tokens
-batches() {  # SIZE -> the flags of a run of so many sequences
-  local updates=$((sequences / $1))
+batches() {  # SIZE [PARTS] -> the flags of a run of so many sequences, or of one of its parts
+  local updates=$((sequences / $1 / ${2:-1}))
   echo "--config.batch_size=$1 --config.num_updates=$updates --config.warmup_updates=$((updates / 10))"
 }
 best="$(batches 32) --config.learning_rate=1e-3 --config.mlm_distillation=1 \
@@ -34,7 +35,9 @@ declare -A points=(  # of two values for a flag, the last one counts
   [best]="$best"
   [defaults]="$(batches 256)"  # a warm-up of 500 updates, the default, would be longer than the run
   [batch-32]="$(batches 32)"
+  [stepwise]="$best $(batches 32 2)"
 )
+first=(bit_w1a4 bit_w1a2)  # recipes before bipft_b in stepwise, each with a quarter of the sequences
 
 for name in "${names[@]}"; do
   if [[ ! "$name" =~ ^(.+)-[0-9]+$ || -z "${points[${BASH_REMATCH[1]}]:-}" ]]; then
@@ -62,8 +65,15 @@ pretrain fp fp --config.batch_size=64 --config.num_updates=1952 --config.warmup_
   --config.learning_rate=1e-3 --config.dropout=0.0 --config.evaluate_every=976
 for name in "${names[@]}"; do
   read -ra flags <<< "${points[${name%-*}]}"
-  pretrain "$name" bipft_b --config.init_from="$runs/fp" --config.teacher="$runs/fp" \
-    --config.seed="${name##*-}" "${flags[@]}"
+  start="$runs/fp"
+  taught=(--config.teacher="$runs/fp" --config.seed="${name##*-}" "${flags[@]}")
+  if [[ "$name" == stepwise-* ]]; then
+    for recipe in "${first[@]}"; do
+      pretrain "$name-$recipe" "$recipe" --config.init_from="$start" "${taught[@]}" $(batches 32 4)
+      start="$runs/$name-$recipe"
+    done
+  fi
+  pretrain "$name" bipft_b --config.init_from="$start" "${taught[@]}"
 done
 echo
 $python -m bipft_jax.comparison "$runs/results"
